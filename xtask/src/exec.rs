@@ -1,0 +1,147 @@
+//! Running other programs: every failure names the command, every wait ends.
+
+use std::{
+    ffi::OsStr,
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+
+use crate::stop;
+
+/// How long a command may take whose output we read: these only ask the kernel or a daemon.
+const CAPTURE_LIMIT: Duration = Duration::from_secs(15);
+
+/// Where distributions keep the tools of root, which a user's PATH often lacks.
+const ADMIN_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// Finds a program in PATH and in the folders of root's tools.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(ADMIN_FOLDERS.iter().map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|file| is_executable(file))
+}
+
+fn is_executable(file: &std::path::Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// A command for `program`, wherever [`find`] sees it, with stdin closed.
+pub(crate) fn command(program: &str) -> Command {
+    let mut command = Command::new(find(program).unwrap_or_else(|| program.into()));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// The command line as a person would type it.
+pub(crate) fn shown(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Runs a command that prints for itself; a signal ends it. Fails unless it succeeds.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = run_limited(command, None)?;
+    if status.success() { Ok(()) } else { Err(failed(command, status)) }
+}
+
+/// As [`run`], in a process group of its own that is ended as a whole after `limit` or on a signal.
+pub(crate) fn run_group(command: &mut Command, limit: Duration) -> Result<()> {
+    command.process_group(0);
+    let status = run_limited(command, Some(limit))?;
+    if status.success() { Ok(()) } else { Err(failed(command, status)) }
+}
+
+fn run_limited(command: &mut Command, limit: Option<Duration>) -> Result<ExitStatus> {
+    stop::check()?;
+    let mut child =
+        command.spawn().with_context(|| format!("failed to start {}", shown(command)))?;
+    let deadline = limit.map(|limit| Instant::now() + limit);
+    loop {
+        if let Some(status) = child.try_wait().context("failed to wait for a child")? {
+            stop::check()?;
+            return Ok(status);
+        }
+        let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if late || stop::requested() {
+            // Without a group of its own the terminal's signal has reached the child already.
+            end(&mut child, limit.is_some());
+            stop::check()?;
+            bail!(
+                "{} took more than {} s and was ended",
+                shown(command),
+                limit.unwrap_or_default().as_secs()
+            );
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Asks a child (or its group) to end, and makes it after five seconds.
+fn end(child: &mut Child, group: bool) {
+    let pid = pid_of(child);
+    for (signal, patience) in [(Signal::SIGTERM, 5), (Signal::SIGKILL, 5)] {
+        let sent = if group { killpg(pid, signal) } else { nix::sys::signal::kill(pid, signal) };
+        let deadline = Instant::now() + Duration::from_secs(patience);
+        while sent.is_ok() && Instant::now() < deadline {
+            if matches!(child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// The pid of a child, for signals.
+pub(crate) fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).expect("a pid fits in pid_t"))
+}
+
+/// Runs a short command to its end and gives what it printed; fails unless it succeeds.
+///
+/// A signal does not end it: clean-up uses this too.
+pub(crate) fn capture(command: &mut Command) -> Result<String> {
+    let output = capture_any(command)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(failed(command, output.status).context(said.trim().to_owned()));
+    }
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("{} printed something that is not UTF-8", shown(command)))
+}
+
+/// As [`capture`], for a command whose failure is an answer.
+pub(crate) fn capture_any(command: &mut Command) -> Result<Output> {
+    // Its own group keeps the terminal's Ctrl-C from ending it half-way.
+    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().with_context(|| format!("failed to start {}", shown(command)))?;
+    let pid = pid_of(&child);
+    let (done, finished) = mpsc::channel();
+    thread::spawn(move || done.send(child.wait_with_output()));
+    match finished.recv_timeout(CAPTURE_LIMIT) {
+        Ok(output) => output.with_context(|| format!("failed to wait for {}", shown(command))),
+        Err(_timeout) => {
+            killpg(pid, Signal::SIGKILL).with_context(|| format!("failed to end {pid}"))?;
+            bail!("{} took more than {} s", shown(command), CAPTURE_LIMIT.as_secs())
+        }
+    }
+}
+
+fn failed(command: &Command, status: ExitStatus) -> anyhow::Error {
+    anyhow!("{} failed ({status})", shown(command))
+}

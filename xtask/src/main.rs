@@ -1,0 +1,42 @@
+//! Marengo's build automation: `cargo xtask --help`.
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
+
+mod build_ebpf;
+mod exec;
+mod linker;
+mod setup;
+mod stop;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser as _;
+
+/// Build, test and show Marengo. Each subcommand sets up what it needs.
+#[derive(clap::Parser, Debug)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Xtask {
+    BuildEbpf(build_ebpf::Args),
+}
+
+impl Xtask {
+    fn run(self) -> Result<()> {
+        match self {
+            Self::BuildEbpf(args) => args.run(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match stop::install().and_then(|()| Xtask::parse().run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<stop::Interrupted>() => ExitCode::from(130),
+        Err(error) => {
+            eprintln!("cargo xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
