@@ -1,0 +1,159 @@
+//! When to observe, plan and apply.
+
+use std::time::{Duration, Instant};
+
+/// Why a round is due. It says that something changed, never what: the round finds that out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Cause {
+    /// The daemon has just started.
+    Start,
+    /// The membership changed.
+    Membership,
+    /// The kernel reported a change of a link, an address or a route.
+    Kernel,
+    /// The period is over.
+    Resync,
+    /// The round before failed.
+    Retry,
+}
+
+/// How a round ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// The kernel is as it should be, after so many changes.
+    Settled {
+        /// Changes that were applied.
+        ops: usize,
+    },
+    /// Something could not be done; what could be is done.
+    Failed,
+}
+
+/// Decides when the next round is due: at once when something happened, after a back-off when a
+/// round failed, and on a period whatever happens.
+#[derive(Clone, Debug)]
+pub struct Converger {
+    interval: Duration,
+    due: Instant,
+    cause: Cause,
+    /// Rounds that failed since the last one that did not.
+    failures: u32,
+    last_round: Option<Instant>,
+}
+
+/// Rounds that the kernel's own reports start are at least this far apart: our changes are reported
+/// too, and a link that flaps must not keep the daemon busy.
+const KERNEL_SPACING: Duration = Duration::from_millis(100);
+/// The wait after the first failure; doubled with each further one.
+const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
+
+impl Converger {
+    /// The first round is due at once.
+    pub fn new(now: Instant, interval: Duration) -> Self {
+        Self { interval, due: now, cause: Cause::Start, failures: 0, last_round: None }
+    }
+
+    /// Says that something changed.
+    ///
+    /// After a failure the membership's changes are still acted on at once, and the kernel's wait
+    /// for the back-off: the failure itself may be what the kernel reports.
+    pub fn mark_dirty(&mut self, now: Instant, cause: Cause) {
+        let due = match cause {
+            Cause::Kernel if self.failures > 0 => return,
+            Cause::Kernel => self.last_round.map_or(now, |last| (last + KERNEL_SPACING).max(now)),
+            Cause::Start | Cause::Membership | Cause::Resync | Cause::Retry => now,
+        };
+        if due < self.due {
+            self.due = due;
+            self.cause = cause;
+        }
+    }
+
+    /// Whether a round is due, and why.
+    pub fn due(&self, now: Instant) -> Option<Cause> {
+        (self.due <= now).then_some(self.cause)
+    }
+
+    /// When the next round is due.
+    pub fn poll_timeout(&self) -> Instant {
+        self.due
+    }
+
+    /// Takes note of a round that ended at `now`.
+    pub fn handle_outcome(&mut self, now: Instant, outcome: Outcome) {
+        self.last_round = Some(now);
+        match outcome {
+            Outcome::Settled { .. } => {
+                self.failures = 0;
+                self.due = now + self.interval;
+                self.cause = Cause::Resync;
+            }
+            Outcome::Failed => {
+                let back_off = FIRST_BACK_OFF.saturating_mul(1 << self.failures.min(10));
+                self.failures = self.failures.saturating_add(1);
+                self.due = now + back_off.min(self.interval);
+                self.cause = Cause::Retry;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(6);
+
+    #[test]
+    fn a_change_of_membership_is_acted_on_at_once() {
+        let (mut converger, start) = settled();
+        let now = start + Duration::from_secs(1);
+
+        converger.mark_dirty(now, Cause::Membership);
+
+        assert_eq!(converger.due(now), Some(Cause::Membership));
+    }
+
+    #[test]
+    fn without_events_a_round_is_due_each_interval() {
+        let (converger, start) = settled();
+
+        assert_eq!(converger.due(start + INTERVAL - Duration::from_millis(1)), None);
+        assert_eq!(converger.due(start + INTERVAL), Some(Cause::Resync));
+    }
+
+    #[test]
+    fn reports_of_the_kernel_start_ten_rounds_a_second_at_most() {
+        let (mut converger, start) = settled();
+        let now = start + Duration::from_millis(10);
+
+        converger.mark_dirty(now, Cause::Kernel);
+
+        assert_eq!(converger.due(now), None);
+        assert_eq!(converger.due(start + KERNEL_SPACING), Some(Cause::Kernel));
+    }
+
+    #[test]
+    fn failures_back_off_up_to_the_interval() {
+        let (mut converger, mut now) = settled();
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            converger.handle_outcome(now, Outcome::Failed);
+            converger.mark_dirty(now, Cause::Kernel);
+            waits.push(converger.poll_timeout() - now);
+            now = converger.poll_timeout();
+        }
+
+        assert!(waits.is_sorted());
+        assert_eq!(waits[0], FIRST_BACK_OFF);
+        assert_eq!(waits[7], INTERVAL);
+    }
+
+    fn settled() -> (Converger, Instant) {
+        #[expect(clippy::disallowed_methods, reason = "a test may start anywhere")]
+        let now = Instant::now();
+        let mut converger = Converger::new(now, INTERVAL);
+        converger.handle_outcome(now, Outcome::Settled { ops: 1 });
+        (converger, now)
+    }
+}

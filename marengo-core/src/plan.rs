@@ -1,0 +1,184 @@
+//! The ordered difference between what should be in the kernel and what is.
+
+use std::fmt;
+
+use crate::{
+    op::{Hook, Link, Op},
+    state::{DesiredState, ObservedDevice, ObservedState},
+};
+
+/// What to do, in order; or what stands in the way.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Plan {
+    /// The changes. Empty when all is as it should be.
+    pub ops: Vec<Op>,
+    /// A link with one of our names that is not ours to change. The rest is planned all the same.
+    pub obstacle: Option<Obstacle>,
+}
+
+/// A link that has a name of ours and is somebody else's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Obstacle {
+    /// There is a link with the bridge's name that is no bridge.
+    BridgeIsNoBridge,
+    /// There is a link with the device's name that does not carry our mark.
+    DeviceIsForeign,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BridgeIsNoBridge => "the link with the bridge's name is no bridge",
+            Self::DeviceIsForeign => "the link with the device's name was not made by Marengo",
+        })
+    }
+}
+
+/// Returns the operations that turn `observed` into `desired`, in the order to apply them.
+///
+/// The programs are in place before the device comes up; slots, addresses and flood entries are
+/// added before others are removed, so traffic with a peer that stays is never interrupted. Any
+/// part of the plan may be applied and a new plan made: it leads to the same end.
+pub fn plan(desired: &DesiredState, observed: &ObservedState) -> Plan {
+    let obstacle = obstacle(observed);
+    if obstacle.is_some() {
+        return Plan { ops: Vec::new(), obstacle };
+    }
+    let mut ops = Vec::new();
+    let device = plan_links(desired, observed, &mut ops);
+    plan_programs(desired, observed, device, &mut ops);
+    plan_maps(desired, observed, &mut ops);
+    if device.is_none_or(|device| !device.up) {
+        ops.push(Op::SetUp(Link::Device));
+    }
+    plan_removals(desired, observed, &mut ops);
+    Plan { ops, obstacle: None }
+}
+
+/// Returns the operations that take away what Marengo made, but for the bridge.
+///
+/// The device goes down first: at no moment is it up without its programs.
+pub fn plan_teardown(observed: &ObservedState) -> Plan {
+    let mut ops = Vec::new();
+    if let Some(device) = &observed.device
+        && device.ours
+    {
+        if device.up {
+            ops.push(Op::SetDeviceDown);
+        }
+        ops.push(Op::DeleteDevice);
+    }
+    if observed.hooks.contains(&Hook::BridgeEgress) {
+        ops.push(Op::Detach(Hook::BridgeEgress));
+    }
+    ops.push(Op::RemovePins);
+    Plan { ops, obstacle: None }
+}
+
+fn obstacle(observed: &ObservedState) -> Option<Obstacle> {
+    if observed.bridge.as_ref().is_some_and(|bridge| !bridge.is_bridge) {
+        return Some(Obstacle::BridgeIsNoBridge);
+    }
+    if observed.device.as_ref().is_some_and(|device| !device.ours) {
+        return Some(Obstacle::DeviceIsForeign);
+    }
+    None
+}
+
+/// Plans the links but for bringing the device up. Returns the device if it may stay.
+fn plan_links<'a>(
+    desired: &DesiredState,
+    observed: &'a ObservedState,
+    ops: &mut Vec<Op>,
+) -> Option<&'a ObservedDevice> {
+    let mtu = desired.mtu;
+    let fits = |device: &&ObservedDevice| device.collects_metadata && device.port == desired.port;
+    let device = observed.device.as_ref().filter(fits);
+    if observed.device.is_some() && device.is_none() {
+        ops.push(Op::DeleteDevice);
+    }
+    match &observed.bridge {
+        None => ops.extend([Op::CreateBridge { mtu }, Op::SetUp(Link::Bridge)]),
+        Some(bridge) if !bridge.up => ops.push(Op::SetUp(Link::Bridge)),
+        Some(_) => {}
+    }
+    match device {
+        None => ops.push(Op::CreateDevice { port: desired.port, mtu }),
+        Some(device) => {
+            let bridge = observed.bridge.as_ref().map(|bridge| bridge.ifindex);
+            if device.master.is_none() || device.master != bridge {
+                ops.push(Op::Enslave);
+            }
+            if device.mtu != u32::from(mtu) {
+                ops.push(Op::SetMtu { link: Link::Device, mtu });
+            }
+        }
+    }
+    // Behind the device's: the kernel lowers a bridge's MTU to that of its smallest port until
+    // somebody has set it.
+    if observed.bridge.as_ref().is_some_and(|bridge| bridge.mtu != u32::from(mtu)) {
+        ops.push(Op::SetMtu { link: Link::Bridge, mtu });
+    }
+    device
+}
+
+/// Plans settings, then programs: a program without settings drops every frame.
+fn plan_programs(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    device: Option<&ObservedDevice>,
+    ops: &mut Vec<Op>,
+) {
+    let mut wanted = desired.settings;
+    wanted.vxlan_ifindex = device.map_or(0, |device| device.ifindex);
+    if device.is_none() || observed.settings != Some(wanted) {
+        ops.push(Op::WriteSettings(desired.settings));
+    }
+    for hook in Hook::ALL {
+        let link_stays = match hook.link() {
+            Link::Bridge => observed.bridge.is_some(),
+            Link::Device => device.is_some(),
+        };
+        if !(link_stays && observed.hooks.contains(&hook)) {
+            ops.push(Op::Attach(hook));
+        }
+    }
+}
+
+fn plan_maps(desired: &DesiredState, observed: &ObservedState, ops: &mut Vec<Op>) {
+    for (index, entry) in &desired.peers {
+        if observed.peers.get(index) != Some(entry) {
+            ops.push(Op::PutPeer(*index, *entry));
+        }
+    }
+    for (vtep, index) in &desired.vteps {
+        if observed.vteps.get(vtep) != Some(index) {
+            ops.push(Op::PutVtep(*vtep, *index));
+        }
+    }
+    for (position, chunk) in &desired.flood {
+        if observed.flood.get(position) != Some(chunk) {
+            ops.push(Op::PutFlood(*position, *chunk));
+        }
+    }
+}
+
+/// The flood list from its end, so that it never has a gap; then the slots, whose removal voids
+/// what was learnt; then the addresses.
+fn plan_removals(desired: &DesiredState, observed: &ObservedState, ops: &mut Vec<Op>) {
+    for position in observed.flood.keys().rev() {
+        if !desired.flood.contains_key(position) {
+            ops.push(Op::DeleteFlood(*position));
+        }
+    }
+    for index in observed.peers.keys() {
+        if !desired.peers.contains_key(index) {
+            ops.push(Op::DeletePeer(*index));
+        }
+    }
+    for vtep in observed.vteps.keys() {
+        if !desired.vteps.contains_key(vtep) {
+            ops.push(Op::DeleteVtep(*vtep));
+        }
+    }
+}
