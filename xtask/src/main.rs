@@ -2,11 +2,18 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
 
+mod build;
 mod build_ebpf;
+mod demo;
 mod exec;
+mod lab;
 mod linker;
+mod lint;
+mod netns;
+mod run;
 mod setup;
 mod stop;
+mod test;
 mod toolchain;
 mod workspace;
 
@@ -20,12 +27,22 @@ use clap::Parser as _;
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Xtask {
     BuildEbpf(build_ebpf::Args),
+    Build(build::Args),
+    Run(run::Args),
+    Lint(lint::Args),
+    Test(test::Args),
+    Demo(demo::Args),
 }
 
 impl Xtask {
     fn run(self) -> Result<()> {
         match self {
             Self::BuildEbpf(args) => args.run(),
+            Self::Build(args) => args.run(),
+            Self::Run(args) => args.run(),
+            Self::Lint(args) => args.run(),
+            Self::Test(args) => args.run(),
+            Self::Demo(args) => args.run(),
         }
     }
 }
