@@ -1,0 +1,538 @@
+//! The membership of a node: foca, and what foca does not do.
+//!
+//! ```text
+//!   datagrams, deadlines, seeds, exchanges           datagrams, events, next deadline
+//!              | handle_*                                        ^ poll_*
+//!              v                                                 |
+//!   envelope -> screen -> foca -> outbox -> roster -> peers, conflicts
+//! ```
+//!
+//! foca detects failures and spreads news. Around it, this module joins by any address of a seed,
+//! asks seeds and lost members without end, tells a restart and a departure apart from a failure,
+//! exchanges the full membership, and refuses what foca would believe.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt, mem,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use foca::{Foca, NoCustomBroadcast, OwnedNotification, State};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
+use tracing::{debug, info, trace, warn};
+
+use self::{
+    codec::WireCodec,
+    conflict::Conflicts,
+    envelope::Kind,
+    outbox::{Effect, Outbox},
+    rejoin::{Questions, Seeds},
+    renewal::Renewals,
+    roster::{Presence, Roster},
+    timers::Timers,
+};
+pub use self::{
+    config::MembershipConfig,
+    conflict::{Conflict, ConflictKind},
+    error::{Counters, DatagramError},
+    event::{MembershipEvent, Transmit},
+    sync::{SyncMember, SyncMessage, SyncRefusal, SyncState},
+};
+use crate::{
+    identity::{Identity, Version, canonical},
+    members::{Member, MemberState, PeerTable},
+};
+
+pub mod codec;
+mod config;
+mod conflict;
+pub mod envelope;
+mod error;
+mod event;
+mod gossip;
+mod greet;
+mod leave;
+mod outbox;
+mod rejoin;
+mod renewal;
+mod roster;
+mod sync;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+/// How often lost members are asked, and how many of them at once.
+const ASK_LOST_EVERY: Duration = Duration::from_secs(1);
+const ASK_LOST: usize = 4;
+
+/// How often the full membership is exchanged with somebody; varied by a fifth.
+const SYNC_EVERY: Duration = Duration::from_secs(30);
+
+/// The same, until the first exchange has succeeded; and the least pause between two with one node.
+const SYNC_RETRY: Duration = Duration::from_secs(2);
+
+/// How often old records are looked for.
+const TIDY_EVERY: Duration = Duration::from_secs(10);
+
+/// The least pause between two announcements to one node that knows an earlier start of us.
+const ANNOUNCE_PAUSE: Duration = Duration::from_millis(500);
+
+/// The most addresses in a table of recent doings.
+const MAX_RECENT: usize = 1024;
+
+/// A node's view of the cluster, and its voice in it.
+///
+/// Rule of use: after every `handle_*` (and `set_seeds`, `leave`), drain [`poll_transmit`] and
+/// [`poll_event`] until `None`, then read [`poll_timeout`]. When a deadline and datagrams are both
+/// waiting, hand in the datagrams first: they may hold the answer whose absence the deadline would
+/// declare. A call to [`handle_timeout`] that is more than a second late is taken for a process
+/// that was stopped, and nobody is declared failed for that time.
+///
+/// [`poll_transmit`]: Self::poll_transmit
+/// [`poll_event`]: Self::poll_event
+/// [`poll_timeout`]: Self::poll_timeout
+/// [`handle_timeout`]: Self::handle_timeout
+pub struct Membership {
+    config: MembershipConfig,
+    version: Version,
+    /// The same as foca's, but for the moment within a call in which foca changes it.
+    identity: Identity,
+    foca: Foca<Identity, WireCodec, StdRng, NoCustomBroadcast>,
+    rng: StdRng,
+    /// Empty between calls.
+    outbox: Outbox,
+    timers: Timers,
+    roster: Roster,
+    peers: PeerTable,
+    conflicts: Conflicts,
+    renewals: Renewals,
+    /// foca renewed the identity, and this has not been dealt with.
+    renewed: bool,
+    /// Peers and conflicts must be found anew, whatever the roster says.
+    identity_changed: bool,
+    seeds: Seeds,
+    questions: Questions,
+    lost_at: Option<Instant>,
+    lost_cursor: Option<SocketAddr>,
+    sync_at: Instant,
+    has_synced: bool,
+    tidy_at: Instant,
+    /// When somebody was last told that we were restarted, by its address.
+    recent_announcements: BTreeMap<SocketAddr, Instant>,
+    /// When an exchange was last asked for, by listen address.
+    recent_syncs: BTreeMap<SocketAddr, Instant>,
+    phase: Phase,
+    /// The latest time anybody told.
+    latest: Instant,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<MembershipEvent>,
+    counters: Counters,
+}
+
+/// Where a node is in its life.
+#[derive(Debug)]
+enum Phase {
+    Running,
+    /// The goodbye was sent once and is sent again.
+    Leaving {
+        again_at: Instant,
+        to: Vec<SocketAddr>,
+    },
+    Left,
+}
+
+impl fmt::Debug for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Membership")
+            .field("identity", &self.identity)
+            .field("active", &self.roster.active_count())
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Membership {
+    /// Makes a node that knows nobody.
+    ///
+    /// `identity` should be in canonical form, as [`Identity::new`] makes it. `rng` decides every
+    /// choice; the same calls with the same generator give the same results.
+    pub fn new(
+        now: Instant,
+        config: MembershipConfig,
+        identity: Identity,
+        mut rng: StdRng,
+    ) -> Self {
+        let foca_rng = StdRng::from_rng(&mut rng);
+        let foca = Foca::new(identity.clone(), config.foca(1), foca_rng, WireCodec);
+        Self {
+            version: Version::lossy(&config.version),
+            foca,
+            outbox: Outbox::default(),
+            timers: Timers::default(),
+            roster: Roster::new(config.max_members),
+            peers: PeerTable::default(),
+            conflicts: Conflicts::default(),
+            renewals: Renewals::new(identity.generation),
+            renewed: false,
+            identity_changed: false,
+            seeds: Seeds::default(),
+            questions: Questions::default(),
+            lost_at: None,
+            lost_cursor: None,
+            sync_at: now + SYNC_RETRY,
+            has_synced: false,
+            tidy_at: now + TIDY_EVERY,
+            recent_announcements: BTreeMap::new(),
+            recent_syncs: BTreeMap::new(),
+            phase: Phase::Running,
+            latest: now,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            config,
+            identity,
+            rng,
+        }
+    }
+
+    /// Takes a datagram.
+    ///
+    /// A node sends from its advertised address alone, so `from` must be the address that the
+    /// sender claims; nodes behind address translation are not supported.
+    pub fn handle_datagram(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        data: &[u8],
+    ) -> Result<(), DatagramError> {
+        self.latest = now;
+        self.counters.received += 1;
+        if !matches!(self.phase, Phase::Running) {
+            return Ok(());
+        }
+        let result = self.dispatch(now, from, data);
+        if let Err(error) = &result {
+            trace!(%from, %error, "datagram refused");
+            self.counters.reject(error);
+        }
+        self.settle(now, None);
+        result
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.latest = now;
+        if !matches!(self.phase, Phase::Running) {
+            self.repeat_leave(now);
+            return;
+        }
+        if self.config.forgive_stalls
+            && let Some(stalled) = self.timers.forgive_stall(now, config::PROBE_RTT)
+        {
+            warn!(?stalled, "woken late; nobody is declared failed for that time");
+        }
+        while let Some(timer) = self.timers.take_due(now) {
+            note(self.foca.handle_timer(timer, &mut self.outbox));
+            self.drain(now, None);
+        }
+        self.ask_seeds(now);
+        self.ask_lost(now);
+        self.sync_now_and_then(now);
+        self.tidy(now);
+        self.settle(now, None);
+    }
+
+    /// Replaces the addresses from which the node joins the cluster.
+    ///
+    /// To be called again whenever names were resolved again; addresses that stay keep their pace.
+    /// At most 64 are used.
+    pub fn set_seeds(&mut self, now: Instant, seeds: Vec<SocketAddr>) {
+        self.latest = now;
+        self.seeds.replace(now, seeds);
+        if matches!(self.phase, Phase::Running) {
+            self.ask_seeds(now);
+            self.settle(now, None);
+        }
+    }
+
+    /// Takes out a datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        let transmit = self.transmits.pop_front()?;
+        self.counters.sent += 1;
+        Some(transmit)
+    }
+
+    /// Takes out an event.
+    pub fn poll_event(&mut self) -> Option<MembershipEvent> {
+        self.events.pop_front()
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout) next. `None` once the node has left.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Running => {}
+            Phase::Leaving { again_at, .. } => return Some(again_at),
+            Phase::Left => return None,
+        }
+        let optional = [self.timers.next_deadline(), self.seeds.next_deadline(), self.lost_at];
+        optional.into_iter().flatten().chain([self.sync_at, self.tidy_at]).min()
+    }
+
+    /// This node's identity. Its generation rises when others hold an older one for down.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Everybody that is known, this node included, by name.
+    ///
+    /// Members that are down are shown for a day, those that left for an hour.
+    pub fn members(&self) -> Vec<Member> {
+        let suspects: BTreeSet<SocketAddr> = self
+            .foca
+            .iter_members()
+            .filter(|member| member.state() == State::Suspect)
+            .map(|member| member.id().addr)
+            .collect();
+        let own_state = match self.phase {
+            Phase::Running => MemberState::Alive,
+            Phase::Leaving { .. } | Phase::Left => MemberState::Left,
+        };
+        let own = Member { identity: self.identity.clone(), state: own_state };
+        let others = self.roster.shown(self.latest).map(|record| Member {
+            identity: record.identity.clone(),
+            state: match record.presence {
+                Presence::Active if suspects.contains(&record.identity.addr) => {
+                    MemberState::Suspect
+                }
+                Presence::Active => MemberState::Alive,
+                Presence::Down => MemberState::Down,
+                Presence::Left => MemberState::Left,
+            },
+        });
+        let mut members: Vec<Member> = others.chain([own]).collect();
+        members.sort_by_key(|member| (member.identity.name, member.identity.addr));
+        members
+    }
+
+    /// The peers that the data plane forwards to. The clone is cheap.
+    pub fn peers(&self) -> PeerTable {
+        self.peers.clone()
+    }
+
+    /// The conflicts that are present.
+    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
+        self.conflicts.iter()
+    }
+
+    /// How many datagrams came, went and were refused.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many foca timers wait; for tests of bounds.
+    #[doc(hidden)]
+    pub fn pending_timers(&self) -> usize {
+        self.timers.len()
+    }
+
+    /// Carries out what foca wants, in its order. foca sends to members, and to `reply_to`.
+    fn drain(&mut self, now: Instant, reply_to: Option<SocketAddr>) {
+        while let Some(effect) = self.outbox.pop() {
+            match effect {
+                Effect::Send { to, payload } => {
+                    let known = self.roster.knows(to.addr) || reply_to == Some(to.addr);
+                    if known && to.addr != self.identity.addr {
+                        let data = envelope::emit(Kind::Gossip, &self.config.cluster, &payload);
+                        self.transmits.push_back(Transmit { to: to.addr, data });
+                    } else {
+                        self.counters.unsent += 1;
+                    }
+                }
+                Effect::Schedule { timer, after } => self.timers.insert(now + after, timer),
+                Effect::Notify(notification) => self.handle_notification(now, notification),
+            }
+        }
+    }
+
+    fn handle_notification(&mut self, now: Instant, notification: OwnedNotification<Identity>) {
+        match notification {
+            OwnedNotification::MemberUp(member) => {
+                let event = self.roster.up(&member, now);
+                let is_first = self.roster.active_count() == 1
+                    && matches!(event, Some(MembershipEvent::MemberUp(_)));
+                if is_first {
+                    self.sync_at = self.sync_at.min(now + SYNC_RETRY);
+                    self.events.push_back(MembershipEvent::Joined);
+                }
+                self.events.extend(event);
+            }
+            OwnedNotification::MemberDown(member) => {
+                let event = self.roster.down(&member, now);
+                let was_last = self.roster.active_count() == 0 && event.is_some();
+                self.events.extend(event);
+                self.lost_at.get_or_insert(now + ASK_LOST_EVERY);
+                if was_last {
+                    self.has_synced = false;
+                    self.seeds.hurry(now);
+                    self.events.push_back(MembershipEvent::Isolated);
+                }
+            }
+            OwnedNotification::Rename(_, new) => self.events.extend(self.roster.rename(&new)),
+            OwnedNotification::Active => debug!("connected"),
+            // foca has invalidated every timer it asked for.
+            OwnedNotification::Idle | OwnedNotification::Defunct => self.timers.clear(),
+            OwnedNotification::Rejoin(identity) => {
+                info!(generation = %identity.generation, "declared down; renewed");
+                self.timers.clear();
+                self.identity = identity;
+                self.renewals.record(now);
+                self.renewed = true;
+                self.identity_changed = true;
+            }
+        }
+    }
+
+    /// Brings everything into line after foca was called. `via` is the member whose datagram or
+    /// answer led here.
+    fn settle(&mut self, now: Instant, via: Option<&Identity>) {
+        self.drain(now, via.map(|via| via.addr));
+        if mem::take(&mut self.renewed) {
+            self.reconnect(now, via);
+        }
+        self.top_claims(now, via);
+        self.roster.clear_leaving();
+
+        let roster_changed = self.roster.take_changed();
+        if roster_changed {
+            let wanted = self.config.foca(self.roster.active_count() + 1);
+            note(self.foca.set_config(wanted));
+        }
+        if roster_changed || mem::take(&mut self.identity_changed) || self.conflicts.is_stale(now) {
+            let (peers, events) = self.conflicts.refresh(now, &self.identity, self.roster.active());
+            self.peers = peers;
+            self.events.extend(events);
+        }
+    }
+
+    /// Raises the own generation above what others believe it to be.
+    fn top_claims(&mut self, now: Instant, via: Option<&Identity>) {
+        let Some(generation) = self.renewals.wanted(self.identity.generation) else { return };
+        if self.renewals.is_resting(now) {
+            return;
+        }
+        info!(%generation, "others know a later start of this node; going above it");
+        self.renewals.record(now);
+        self.identity = self.identity.with_generation(generation);
+        self.identity_changed = true;
+        self.timers.clear();
+        note(self.foca.change_identity(self.identity.clone(), &mut self.outbox));
+        self.reconnect(now, via);
+    }
+
+    /// Makes foca go on after a change of identity: by itself it waits for a datagram.
+    fn reconnect(&mut self, now: Instant, via: Option<&Identity>) {
+        note(self.foca.apply_many(std::iter::empty(), false, &mut self.outbox));
+        if let Some(via) = via {
+            note(self.foca.announce(via.clone(), &mut self.outbox));
+        }
+        self.drain(now, via.map(|via| via.addr));
+    }
+
+    fn ask_seeds(&mut self, now: Instant) {
+        let roster = &self.roster;
+        let due = self.seeds.take_due(now, |addr| roster.is_active(addr), &mut self.rng);
+        for seed in due {
+            self.ask(now, seed);
+        }
+        if !self.config.rejoin {
+            self.seeds = Seeds::default();
+        }
+    }
+
+    fn ask_lost(&mut self, now: Instant) {
+        if self.lost_at.is_none_or(|at| now < at) {
+            return;
+        }
+        let lost = self.roster.down_count();
+        self.lost_at = (lost > 0 && self.config.rejoin).then(|| now + ASK_LOST_EVERY);
+        if !self.config.rejoin {
+            return;
+        }
+        for _ in 0..lost.min(ASK_LOST) {
+            self.lost_cursor = self.roster.next_down(self.lost_cursor).map(|lost| lost.addr);
+            if let Some(addr) = self.lost_cursor {
+                self.ask(now, addr);
+            }
+        }
+    }
+
+    fn sync_now_and_then(&mut self, now: Instant) {
+        if now < self.sync_at {
+            return;
+        }
+        let partner = self.roster.active().choose(&mut self.rng).map(|member| member.listen);
+        let pause = if self.has_synced {
+            SYNC_EVERY.mul_f64(self.rng.random_range(0.8..1.2))
+        } else {
+            SYNC_RETRY
+        };
+        self.sync_at = now + pause;
+        if let Some(with) = partner {
+            self.want_sync(now, with);
+        }
+    }
+
+    fn want_sync(&mut self, now: Instant, with: SocketAddr) {
+        if is_allowed(&mut self.recent_syncs, now, with, SYNC_RETRY / 2) {
+            self.events.push_back(MembershipEvent::SyncWanted { with });
+        }
+    }
+
+    fn tidy(&mut self, now: Instant) {
+        if now < self.tidy_at {
+            return;
+        }
+        self.tidy_at = now + TIDY_EVERY;
+        while let Some(forgotten) = self.roster.forget_old(now) {
+            self.forget(forgotten);
+        }
+    }
+
+    /// Whether an unknown member can be added; forgets one that is gone if that helps.
+    fn has_room(&mut self) -> bool {
+        if let Some(forgotten) = self.roster.make_room() {
+            self.forget(forgotten);
+        }
+        self.roster.room() > 0
+    }
+
+    fn forget(&mut self, forgotten: Identity) {
+        debug!(node = %forgotten.name, "forgotten");
+        note(self.foca.handle_timer(foca::Timer::RemoveDown(forgotten), &mut self.outbox));
+    }
+}
+
+/// Whether `pause` has passed since this was last allowed for `addr`.
+fn is_allowed(
+    recent: &mut BTreeMap<SocketAddr, Instant>,
+    now: Instant,
+    addr: SocketAddr,
+    pause: Duration,
+) -> bool {
+    recent.retain(|_, at| now.duration_since(*at) < pause);
+    if recent.contains_key(&addr) || recent.len() >= MAX_RECENT {
+        return false;
+    }
+    recent.insert(addr, now);
+    true
+}
+
+/// Errors of foca leave it in order; those that datagrams cause are told apart where they arise.
+fn note(result: Result<(), foca::Error>) {
+    if let Err(error) = result {
+        debug!(%error, "foca");
+    }
+}

@@ -1,0 +1,79 @@
+//! Leaving: told to everybody directly, and passed on by everybody.
+
+use std::{
+    mem,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use foca::{Member, State};
+use tracing::info;
+
+use super::{
+    DatagramError, Membership, Phase, Transmit,
+    codec::{self, LEFT},
+    envelope::{self, Kind},
+    note,
+};
+
+/// When the goodbye is said a second time.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+impl Membership {
+    /// Leaves the cluster. After this, datagrams have no effect.
+    ///
+    /// Every active member is told twice, at once and after 100 ms: drain the transmits now, and
+    /// once more after calling [`handle_timeout`](Self::handle_timeout) at the next deadline.
+    pub fn leave(&mut self, now: Instant) {
+        self.latest = now;
+        if !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        info!("leaving");
+        self.timers.clear();
+        if !self.config.tell_leave {
+            self.phase = Phase::Left;
+            return;
+        }
+        let to: Vec<SocketAddr> = self.roster.active().map(|member| member.addr).collect();
+        self.say_goodbye(&to);
+        self.phase = Phase::Leaving { again_at: now + AGAIN_AFTER, to };
+    }
+
+    pub(super) fn repeat_leave(&mut self, now: Instant) {
+        match mem::replace(&mut self.phase, Phase::Left) {
+            Phase::Leaving { again_at, to } if again_at <= now => self.say_goodbye(&to),
+            phase => self.phase = phase,
+        }
+    }
+
+    fn say_goodbye(&mut self, to: &[SocketAddr]) {
+        let mut body = Vec::new();
+        if codec::emit_identity(&self.identity, &mut body).is_ok() {
+            let data = envelope::emit(Kind::Leave, &self.config.cluster, &body);
+            let transmits = to.iter().map(|&to| Transmit { to, data: data.clone() });
+            self.transmits.extend(transmits);
+        }
+    }
+
+    pub(super) fn handle_leave(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        mut body: &[u8],
+    ) -> Result<(), DatagramError> {
+        let leaver = codec::parse_identity(&mut body)?;
+        if !body.is_empty() {
+            return Err(DatagramError::Malformed);
+        }
+        self.check_sender(now, from, &leaver)?;
+        if !self.roster.knows(leaver.addr) {
+            return Ok(());
+        }
+        self.events.extend(self.roster.mark_leaving(&leaver));
+        let gone = Member::new(leaver, LEFT, State::Down);
+        note(self.foca.apply_many([gone].into_iter(), true, &mut self.outbox));
+        self.settle(now, None);
+        Ok(())
+    }
+}

@@ -1,0 +1,1 @@
+//! What a single node does; what a cluster does is in `tests/sim`.
