@@ -3,7 +3,7 @@ mod probe;
 
 use std::{
     io::{BufRead as _, BufReader, Read},
-    path::Path,
+    path::{Path, PathBuf},
     sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
@@ -21,7 +21,11 @@ use crate::{build, exec, netns, setup, stop, workspace};
 /// Takes under a minute after the build, leaves nothing behind (Ctrl-C neither), and fails if a
 /// packet of the probe is lost or node 3 does not come back in time. Needs root.
 #[derive(clap::Args, Debug)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Show this binary of the daemon instead of building one.
+    #[arg(long, value_name = "PATH")]
+    daemon: Option<PathBuf>,
+}
 
 const TRAFFIC: Duration = Duration::from_secs(12);
 const KILLED_AT: Duration = Duration::from_secs(4);
@@ -37,10 +41,14 @@ const VICTIM: usize = 2;
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
         use setup::{BPFTOOL, IP, IPERF3, NSENTER, PING, SETPRIV, TC};
-        let Self {} = self;
         workspace::need_root("the demonstration (it makes network namespaces)")?;
         setup::tools("the demonstration", &[BPFTOOL, IP, IPERF3, NSENTER, PING, SETPRIV, TC])?;
-        let daemon = build::daemon(true)?;
+        let daemon = match self.daemon {
+            Some(daemon) => daemon
+                .canonicalize()
+                .with_context(|| format!("failed to find {}", daemon.display()))?,
+            None => build::daemon(true)?,
+        };
         setup::bpffs()?;
         show(&daemon)
     }

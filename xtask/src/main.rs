@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
 
+mod bench;
 mod build;
 mod build_ebpf;
 mod demo;
@@ -32,6 +33,7 @@ enum Xtask {
     Lint(lint::Args),
     Test(test::Args),
     Demo(demo::Args),
+    Bench(bench::Args),
 }
 
 impl Xtask {
@@ -43,6 +45,7 @@ impl Xtask {
             Self::Lint(args) => args.run(),
             Self::Test(args) => args.run(),
             Self::Demo(args) => args.run(),
+            Self::Bench(args) => args.run(),
         }
     }
 }

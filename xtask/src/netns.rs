@@ -63,16 +63,21 @@ pub(crate) fn command(name: &str, program: &str) -> Command {
 
 /// Runs lines of `ip` commands in a namespace; the first that fails ends it.
 pub(crate) fn ip_batch(name: &str, lines: &str) -> Result<()> {
-    let mut ip = command(name, "ip");
-    ip.args(["-batch", "-"]).stdin(Stdio::from(memory_file(lines)?));
-    exec::capture(&mut ip).with_context(|| format!("in the namespace {name}: {lines}")).map(drop)
+    feed(command(name, "ip").args(["-batch", "-"]), lines)
+        // ip names the failed line by its number.
+        .with_context(|| format!("in the namespace {name}: {:.300}", lines.trim_end()))
+}
+
+/// Runs a command to its end with this text as its input.
+pub(crate) fn feed(command: &mut Command, text: &str) -> Result<()> {
+    exec::capture(command.stdin(Stdio::from(memory_file(text)?))).map(drop)
 }
 
 /// An unnamed file with this text, read from its start.
 fn memory_file(text: &str) -> Result<File> {
     use std::io::Seek as _;
     let mut file: File =
-        nix::sys::memfd::memfd_create(c"batch", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+        nix::sys::memfd::memfd_create(c"input", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
             .context("failed to make a file in memory")?
             .into();
     file.write_all(text.as_bytes()).context("failed to write a file in memory")?;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{exec, setup, workspace};
+use crate::{exec, setup, stop, workspace};
 
 /// The compiler of Debian's rustc-web, with a `core` for the bpf targets beside it.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -45,8 +45,10 @@ impl Toolchain {
         if let Some(found) = Self::nightly().or_else(Self::debian) {
             return Ok(found);
         }
-        Self::install_debian()
-            .with_context(|| format!("no toolchain for the eBPF object\n\n{}", instructions()))?;
+        if let Err(error) = Self::install_debian() {
+            stop::check()?;
+            bail!("no toolchain for the eBPF object, and {error:#}\n\n{}", instructions());
+        }
         Self::debian().with_context(|| {
             format!("{} is installed, but cannot compile for {TARGET}", DEBIAN_PACKAGES.join(", "))
         })
@@ -164,7 +166,7 @@ fn instructions() -> String {
          \x20                            cargo install bpf-linker (or its release from\n\
          \x20                            https://github.com/aya-rs/bpf-linker/releases) in PATH\n\
          \x20 2. on Debian, as root:     apt-get install {} llvm-22-dev g++\n\
-         \x20                            (the linker is then built by this command)\n",
+         \x20                            (the linker is then built by this command)",
         DEBIAN_PACKAGES.join(" ")
     )
 }
