@@ -237,6 +237,19 @@ fn is_xtask(pid: u32) -> bool {
             .is_ok_and(|comm| comm.starts_with("xtask"))
 }
 
+/// Whether a test may open a lab here; says so if not.
+#[cfg(test)]
+pub(crate) fn possible_here() -> bool {
+    let tools = ["ip", "tc", "nsenter", "setpriv", "strace"];
+    let possible = crate::workspace::is_root()
+        && crate::setup::bpffs().is_ok()
+        && tools.iter().all(|tool| exec::find(tool).is_some());
+    if !possible {
+        eprintln!("SKIPPED: needs root, bpffs and {}", tools.join(", "));
+    }
+    possible
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,7 +273,7 @@ mod tests {
 
     #[test]
     fn lab_leaves_nothing_behind_and_sweeps_what_a_killed_one_left() {
-        if !can_make_namespaces() {
+        if !possible_here() {
             return;
         }
         let mut killed = Lab::open("test").unwrap();
@@ -301,16 +314,5 @@ mod tests {
             })
             .unwrap();
         }
-    }
-
-    fn can_make_namespaces() -> bool {
-        let tools = ["ip", "nsenter", "setpriv"];
-        let can = crate::workspace::is_root()
-            && crate::setup::bpffs().is_ok()
-            && tools.iter().all(|tool| exec::find(tool).is_some());
-        if !can {
-            eprintln!("SKIPPED: needs root, bpffs and {}", tools.join(", "));
-        }
-        can
     }
 }

@@ -241,6 +241,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn devices_cost_calls_and_memory_and_are_gone_afterwards() {
+        if !crate::lab::possible_here() {
+            return;
+        }
+        let mut lab = Lab::open("test-bench").unwrap();
+
+        let cost = create_devices(&mut lab, 20).unwrap();
+
+        assert!(cost.seconds > 0.0, "{cost:?}");
+        assert!(cost.syscalls > 20 && cost.syscalls < 20_000, "{cost:?}");
+        assert_eq!(netns::with_prefix(&lab.namespace("")), Vec::<String>::new());
+        lab.close().unwrap();
+    }
+
+    #[test]
     fn total_is_read_from_strace_with_and_without_errors() {
         let plain = "% time     seconds  usecs/call     calls    errors syscall\n\
                      100.00    0.012345           4      3001           total\n";

@@ -253,16 +253,10 @@ fn state_in(members: &Value, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::setup;
 
     #[test]
     fn underlay_carries_a_probe_between_nodes_and_loses_what_a_cut_cable_loses() {
-        let tools = ["ip", "tc", "nsenter", "setpriv"];
-        if !crate::workspace::is_root()
-            || setup::bpffs().is_err()
-            || tools.iter().any(|tool| exec::find(tool).is_none())
-        {
-            eprintln!("SKIPPED: needs root, bpffs and {}", tools.join(", "));
+        if !crate::lab::possible_here() {
             return;
         }
         let mut mesh = Mesh::build("test-mesh", Path::new("/bin/false")).unwrap();
