@@ -18,7 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use foca::{Foca, NoCustomBroadcast, OwnedNotification, State};
+use bytes::Bytes;
+use foca::{Foca, NoCustomBroadcast, OwnedNotification, State, Timer};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
 use tracing::{debug, info, trace, warn};
 
@@ -68,11 +69,9 @@ mod timers;
 const ASK_LOST_EVERY: Duration = Duration::from_secs(1);
 const ASK_LOST: usize = 4;
 
-/// How often the full membership is exchanged with somebody; varied by a fifth.
-const SYNC_EVERY: Duration = Duration::from_secs(30);
-
-/// The same, until the first exchange has succeeded; and the least pause between two with one node.
-const SYNC_RETRY: Duration = Duration::from_secs(2);
+/// How often the full membership is exchanged with somebody: at first and at last. Each exchange
+/// that succeeds doubles the pause, so that a newcomer soon fills the gaps of its first view.
+const SYNC_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 
 /// How often old records are looked for.
 const TIDY_EVERY: Duration = Duration::from_secs(10);
@@ -118,7 +117,8 @@ pub struct Membership {
     lost_at: Option<Instant>,
     lost_cursor: Option<SocketAddr>,
     sync_at: Instant,
-    has_synced: bool,
+    /// Until the next exchange but one; grows while all is well.
+    sync_pause: Duration,
     tidy_at: Instant,
     /// When somebody was last told that we were restarted, by its address.
     recent_announcements: BTreeMap<SocketAddr, Instant>,
@@ -182,8 +182,8 @@ impl Membership {
             questions: Questions::default(),
             lost_at: None,
             lost_cursor: None,
-            sync_at: now + SYNC_RETRY,
-            has_synced: false,
+            sync_at: now + SYNC_EVERY.0,
+            sync_pause: SYNC_EVERY.0,
             tidy_at: now + TIDY_EVERY,
             recent_announcements: BTreeMap::new(),
             recent_syncs: BTreeMap::new(),
@@ -235,6 +235,9 @@ impl Membership {
             warn!(?stalled, "woken late; nobody is declared failed for that time");
         }
         while let Some(timer) = self.timers.take_due(now) {
+            if self.is_refuted(&timer) {
+                continue;
+            }
             note(self.foca.handle_timer(timer, &mut self.outbox));
             self.drain(now, None);
         }
@@ -345,6 +348,7 @@ impl Membership {
                 Effect::Send { to, payload } => {
                     let known = self.roster.knows(to.addr) || reply_to == Some(to.addr);
                     if known && to.addr != self.identity.addr {
+                        let payload = self.tell_suspect(&to, payload);
                         let data = envelope::emit(Kind::Gossip, &self.config.cluster, &payload);
                         self.transmits.push_back(Transmit { to: to.addr, data });
                     } else {
@@ -357,6 +361,32 @@ impl Membership {
         }
     }
 
+    /// Whether a timer would declare a member down that has refuted the suspicion since.
+    ///
+    /// foca 2.0.0 sees that and leaves the member alive, but still sends it `TurnUndead`, so that
+    /// every refuted suspicion makes a healthy member renew itself.
+    fn is_refuted(&self, timer: &Timer<Identity>) -> bool {
+        let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = timer else { return false };
+        !self.foca.iter_members().any(|member| {
+            member.id() == member_id
+                && member.incarnation() == *incarnation
+                && member.state() == State::Suspect
+        })
+    }
+
+    /// Tells a suspect that it is one, in whatever is sent to it, so that it can refute in time.
+    ///
+    /// foca spreads a suspicion for some rounds only. A member that none of them reached would
+    /// never learn why it is declared down.
+    fn tell_suspect(&self, to: &Identity, payload: Bytes) -> Bytes {
+        let suspect = self
+            .foca
+            .iter_members()
+            .find(|member| member.state() == State::Suspect && member.id().addr == to.addr);
+        let Some(suspect) = suspect.filter(|_| self.config.tell_suspects) else { return payload };
+        codec::with_update(&payload, suspect).map_or(payload, Bytes::from)
+    }
+
     fn handle_notification(&mut self, now: Instant, notification: OwnedNotification<Identity>) {
         match notification {
             OwnedNotification::MemberUp(member) => {
@@ -364,7 +394,8 @@ impl Membership {
                 let is_first = self.roster.active_count() == 1
                     && matches!(event, Some(MembershipEvent::MemberUp(_)));
                 if is_first {
-                    self.sync_at = self.sync_at.min(now + SYNC_RETRY);
+                    self.sync_pause = SYNC_EVERY.0;
+                    self.sync_at = self.sync_at.min(now + self.sync_pause);
                     self.events.push_back(MembershipEvent::Joined);
                 }
                 self.events.extend(event);
@@ -375,7 +406,6 @@ impl Membership {
                 self.events.extend(event);
                 self.lost_at.get_or_insert(now + ASK_LOST_EVERY);
                 if was_last {
-                    self.has_synced = false;
                     self.seeds.hurry(now);
                     self.events.push_back(MembershipEvent::Isolated);
                 }
@@ -474,19 +504,14 @@ impl Membership {
             return;
         }
         let partner = self.roster.active().choose(&mut self.rng).map(|member| member.listen);
-        let pause = if self.has_synced {
-            SYNC_EVERY.mul_f64(self.rng.random_range(0.8..1.2))
-        } else {
-            SYNC_RETRY
-        };
-        self.sync_at = now + pause;
+        self.sync_at = now + self.sync_pause.mul_f64(self.rng.random_range(0.8..1.2));
         if let Some(with) = partner {
             self.want_sync(now, with);
         }
     }
 
     fn want_sync(&mut self, now: Instant, with: SocketAddr) {
-        if is_allowed(&mut self.recent_syncs, now, with, SYNC_RETRY / 2) {
+        if is_allowed(&mut self.recent_syncs, now, with, SYNC_EVERY.0 / 2) {
             self.events.push_back(MembershipEvent::SyncWanted { with });
         }
     }
@@ -511,7 +536,7 @@ impl Membership {
 
     fn forget(&mut self, forgotten: Identity) {
         debug!(node = %forgotten.name, "forgotten");
-        note(self.foca.handle_timer(foca::Timer::RemoveDown(forgotten), &mut self.outbox));
+        note(self.foca.handle_timer(Timer::RemoveDown(forgotten), &mut self.outbox));
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::{Buf, BufMut};
 use foca::{Header, Member, Message, State};
 use thiserror::Error;
 
+use super::envelope::MAX_PAYLOAD;
 use crate::identity::{Generation, Identity, IdentityError, NameError, NodeName};
 
 /// The largest identity on the wire: a name of 63 bytes, three IPv6 addresses and a key.
@@ -87,6 +88,17 @@ impl Payload {
         }
         Ok(buf)
     }
+}
+
+/// Adds an update to a foca datagram. `None` if it has no place for it, or holds it already.
+pub(super) fn with_update(payload: &[u8], update: &Member<Identity>) -> Option<Vec<u8>> {
+    let mut payload = Payload::parse(payload).ok()?;
+    let has_place = carries_updates(&payload.header.message);
+    if !has_place || payload.updates.iter().any(|other| other.id() == update.id()) {
+        return None;
+    }
+    payload.updates.push(update.clone());
+    payload.emit().ok().filter(|payload| payload.len() <= MAX_PAYLOAD)
 }
 
 fn carries_updates(message: &Message<Identity>) -> bool {

@@ -37,6 +37,9 @@ pub struct MembershipConfig {
     /// For tests: off makes a node that was stopped fire all late timers at once.
     #[doc(hidden)]
     pub forgive_stalls: bool,
+    /// For tests: off leaves it to foca's rounds of gossip to tell suspects that they are.
+    #[doc(hidden)]
+    pub tell_suspects: bool,
     /// For tests: off makes a leaving node go without a word.
     #[doc(hidden)]
     pub tell_leave: bool,
@@ -53,6 +56,7 @@ impl MembershipConfig {
             rejoin: true,
             announce_restart: true,
             forgive_stalls: true,
+            tell_suspects: true,
             tell_leave: true,
         }
     }

@@ -13,7 +13,7 @@ use foca::{Member, State};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Membership, codec::LEFT, envelope::PROTOCOL, note, roster::Presence};
+use super::{Membership, SYNC_EVERY, codec::LEFT, envelope::PROTOCOL, note, roster::Presence};
 use crate::identity::{ClusterName, Generation, Identity, IdentityError, NameError, NodeName};
 
 /// A node's view of the membership as it travels.
@@ -183,7 +183,7 @@ impl Membership {
     ) -> Result<(), SyncRefusal> {
         self.latest = now;
         let reply = self.check_sync(reply)?;
-        self.has_synced = true;
+        self.sync_pause = (self.sync_pause * 2).min(SYNC_EVERY.1);
         self.merge(now, reply, false);
         Ok(())
     }

@@ -1,0 +1,79 @@
+//! Processes that are stopped for a while: SIGSTOP, a starved host, a suspended virtual machine.
+
+use std::{cell::Cell, time::Instant};
+
+use marengo_core::membership::MembershipEvent;
+
+use crate::{each_seed, measured, ms, secs, world::World};
+
+/// Stops node 1 of five for `stopped` seconds. Returns how many others were then taken for failed.
+fn stop(seed: u64, stopped: u64) -> usize {
+    let mut world = World::cluster(seed, 5);
+    let since = world.now;
+    world.stop(1);
+    world.run_for(secs(stopped));
+
+    world.resume(1);
+    let took = world.run_until("all is well again", secs(5), World::all_know_all);
+
+    measured(&format!("well again after a stop of {stopped} s"), took);
+    world.run_for(secs(20));
+    assert!(world.all_know_all(), "{world}");
+    downs_of_others(&world, 1, since)
+}
+
+/// Suspends the machine of node 1, whose socket then loses what comes, at a moment at which it
+/// suspects node 2 wrongly. Returns how often others than node 1 were then taken for failed.
+fn suspend_while_suspecting(seed: u64, forgive: bool) -> usize {
+    let mut world = World::new(seed, 5);
+    world.nodes[1].config.forgive_stalls = forgive;
+    for node in 0..5 {
+        world.start(node, &[0]);
+    }
+    world.run_until("all know all", secs(5), World::all_know_all);
+    world.run_for(ms(2000 + seed * 37));
+    let since = world.now;
+    world.network.cut(&[2], &[0, 1, 3, 4]);
+    world.run_for(ms(1500));
+    world.stop(1);
+    world.network.heal();
+    world.run_for(secs(30));
+
+    world.lose_inbox(1);
+    world.resume(1);
+    world.run_for(secs(20));
+
+    assert!(world.all_know_all(), "{world}");
+    downs_of_others(&world, 1, since)
+}
+
+fn downs_of_others(world: &World, node: usize, since: Instant) -> usize {
+    let addr = world.addr(node);
+    let is_other = |event: &MembershipEvent| match event {
+        MembershipEvent::MemberDown(down) => down.addr != addr,
+        _ => false,
+    };
+    world.reports(since).filter(|logged| is_other(&logged.event)).count()
+}
+
+#[test]
+fn a_node_stopped_for_two_seconds_loses_nobody_and_is_not_lost() {
+    each_seed(10, |seed| assert_eq!(stop(seed, 2), 0));
+}
+
+#[test]
+fn a_node_stopped_for_half_a_minute_takes_nobody_for_failed() {
+    each_seed(10, |seed| assert_eq!(stop(seed, 30), 0));
+}
+
+#[test]
+fn a_node_suspended_while_it_suspects_another_does_not_declare_it_down_on_waking() {
+    each_seed(10, |seed| assert_eq!(suspend_while_suspecting(seed, true), 0));
+}
+
+#[test]
+fn without_forgiveness_a_suspended_node_declares_whom_it_suspected_down_on_waking() {
+    let wrong = Cell::new(0);
+    each_seed(10, |seed| wrong.set(wrong.get() + suspend_while_suspecting(seed, false)));
+    assert_ne!(wrong.get(), 0, "the mechanism is off, and yet nobody was taken for failed");
+}
