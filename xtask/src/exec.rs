@@ -100,6 +100,10 @@ fn end(child: &mut Child, group: bool) {
         let deadline = Instant::now() + Duration::from_secs(patience);
         while sent.is_ok() && Instant::now() < deadline {
             if matches!(child.try_wait(), Ok(Some(_))) {
+                if group {
+                    // Whoever of the group outlives its leader; mostly nobody.
+                    killpg(pid, Signal::SIGKILL).ok();
+                }
                 return;
             }
             thread::sleep(Duration::from_millis(20));
@@ -144,4 +148,35 @@ pub(crate) fn capture_any(command: &mut Command) -> Result<Output> {
 
 fn failed(command: &Command, status: ExitStatus) -> anyhow::Error {
     anyhow!("{} failed ({status})", shown(command))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_takes_too_long_is_ended_with_its_group() {
+        let mut shell = command("sh");
+        // The inner shell outlives the outer one, and its argument tells it from any other.
+        let mark = format!("xtask-test-{}", std::process::id());
+        shell.args(["-c", &format!("sh -c \"trap '' TERM; sleep 60; :\" {mark} & sleep 60")]);
+
+        let error = run_group(&mut shell, Duration::from_millis(300)).unwrap_err();
+
+        assert!(error.to_string().contains("was ended"), "{error}");
+        thread::sleep(Duration::from_millis(200));
+        let still = std::fs::read_dir("/proc").unwrap().flatten().filter(|process| {
+            std::fs::read(process.path().join("cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).ends_with(&format!("{mark}\0")))
+        });
+        assert_eq!(still.count(), 0);
+    }
+
+    #[test]
+    fn a_failure_names_the_command_and_what_it_said() {
+        let error = capture(command("sh").args(["-c", "echo oops >&2; exit 3"])).unwrap_err();
+
+        let text = format!("{error:#}");
+        assert!(text.contains("oops") && text.contains("exit status: 3"), "{text}");
+    }
 }

@@ -132,13 +132,13 @@ fn create_devices(lab: &mut Lab, count: u32) -> Result<Cost> {
         let (high, low) = (id / 256, id % 256);
         writeln!(
             create,
-            "link add vx{id} master br type vxlan id {id} remote 198.18.{high}.{low} \
+            "link add vx{id} master bridge type vxlan id {id} remote 198.18.{high}.{low} \
              dstport 4789 nolearning"
         )?;
         writeln!(delete, "link del vx{id}")?;
     }
 
-    netns::ip_batch(&namespace, "link add br type bridge\n")?;
+    netns::ip_batch(&namespace, "link add name bridge type bridge\n")?;
     let before = kernel_memory()?;
     let start = Instant::now();
     netns::ip_batch(&namespace, &create)?;
