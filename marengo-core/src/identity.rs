@@ -51,7 +51,7 @@ impl<const N: usize> ShortText<N> {
         if let Some(position) = text.iter().position(|byte| !byte.is_ascii_graphic()) {
             return Err(NameError::BadCharacter { position });
         }
-        let len = u8::try_from(len).map_err(|_| too_long)?;
+        let len = u8::try_from(len).ok().ok_or(too_long)?;
         Ok(Self { bytes, len })
     }
 

@@ -13,28 +13,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    fmt, mem,
+    fmt,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use foca::{Foca, NoCustomBroadcast, OwnedNotification, State, Timer};
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
-use tracing::{debug, info, trace, warn};
+use foca::{Foca, NoCustomBroadcast, State};
+use rand::{SeedableRng as _, rngs::StdRng};
+use tracing::{trace, warn};
 
 use self::{
     codec::WireCodec,
     conflict::Conflicts,
-    envelope::Kind,
-    outbox::{Effect, Outbox},
+    outbox::Outbox,
     rejoin::{Questions, Seeds},
     renewal::Renewals,
     roster::{Presence, Roster},
     timers::Timers,
 };
 pub use self::{
-    config::MembershipConfig,
+    config::{Mechanism, MembershipConfig},
     conflict::{Conflict, ConflictKind},
     error::{Counters, DatagramError},
     event::{MembershipEvent, Transmit},
@@ -48,6 +46,7 @@ use crate::{
 pub mod codec;
 mod config;
 mod conflict;
+mod drive;
 pub mod envelope;
 mod error;
 mod event;
@@ -64,6 +63,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod upkeep;
 
 /// How often lost members are asked, and how many of them at once.
 const ASK_LOST_EVERY: Duration = Duration::from_secs(1);
@@ -229,7 +229,7 @@ impl Membership {
             self.repeat_leave(now);
             return;
         }
-        if self.config.forgive_stalls
+        if self.config.has(Mechanism::ForgiveStalls)
             && let Some(stalled) = self.timers.forgive_stall(now, config::PROBE_RTT)
         {
             warn!(?stalled, "woken late; nobody is declared failed for that time");
@@ -238,7 +238,7 @@ impl Membership {
             if self.is_refuted(&timer) {
                 continue;
             }
-            note(self.foca.handle_timer(timer, &mut self.outbox));
+            drive::note(self.foca.handle_timer(timer, &mut self.outbox));
             self.drain(now, None);
         }
         self.ask_seeds(now);
@@ -339,225 +339,5 @@ impl Membership {
     #[doc(hidden)]
     pub fn pending_timers(&self) -> usize {
         self.timers.len()
-    }
-
-    /// Carries out what foca wants, in its order. foca sends to members, and to `reply_to`.
-    fn drain(&mut self, now: Instant, reply_to: Option<SocketAddr>) {
-        while let Some(effect) = self.outbox.pop() {
-            match effect {
-                Effect::Send { to, payload } => {
-                    let known = self.roster.knows(to.addr) || reply_to == Some(to.addr);
-                    if known && to.addr != self.identity.addr {
-                        let payload = self.tell_suspect(&to, payload);
-                        let data = envelope::emit(Kind::Gossip, &self.config.cluster, &payload);
-                        self.transmits.push_back(Transmit { to: to.addr, data });
-                    } else {
-                        self.counters.unsent += 1;
-                    }
-                }
-                Effect::Schedule { timer, after } => self.timers.insert(now + after, timer),
-                Effect::Notify(notification) => self.handle_notification(now, notification),
-            }
-        }
-    }
-
-    /// Whether a timer would declare a member down that has refuted the suspicion since.
-    ///
-    /// foca 2.0.0 sees that and leaves the member alive, but still sends it `TurnUndead`, so that
-    /// every refuted suspicion makes a healthy member renew itself.
-    fn is_refuted(&self, timer: &Timer<Identity>) -> bool {
-        let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = timer else { return false };
-        !self.foca.iter_members().any(|member| {
-            member.id() == member_id
-                && member.incarnation() == *incarnation
-                && member.state() == State::Suspect
-        })
-    }
-
-    /// Tells a suspect that it is one, in whatever is sent to it, so that it can refute in time.
-    ///
-    /// foca spreads a suspicion for some rounds only. A member that none of them reached would
-    /// never learn why it is declared down.
-    fn tell_suspect(&self, to: &Identity, payload: Bytes) -> Bytes {
-        let suspect = self
-            .foca
-            .iter_members()
-            .find(|member| member.state() == State::Suspect && member.id().addr == to.addr);
-        let Some(suspect) = suspect.filter(|_| self.config.tell_suspects) else { return payload };
-        codec::with_update(&payload, suspect).map_or(payload, Bytes::from)
-    }
-
-    fn handle_notification(&mut self, now: Instant, notification: OwnedNotification<Identity>) {
-        match notification {
-            OwnedNotification::MemberUp(member) => {
-                let event = self.roster.up(&member, now);
-                let is_first = self.roster.active_count() == 1
-                    && matches!(event, Some(MembershipEvent::MemberUp(_)));
-                if is_first {
-                    self.sync_pause = SYNC_EVERY.0;
-                    self.sync_at = self.sync_at.min(now + self.sync_pause);
-                    self.events.push_back(MembershipEvent::Joined);
-                }
-                self.events.extend(event);
-            }
-            OwnedNotification::MemberDown(member) => {
-                let event = self.roster.down(&member, now);
-                let was_last = self.roster.active_count() == 0 && event.is_some();
-                self.events.extend(event);
-                self.lost_at.get_or_insert(now + ASK_LOST_EVERY);
-                if was_last {
-                    self.seeds.hurry(now);
-                    self.events.push_back(MembershipEvent::Isolated);
-                }
-            }
-            OwnedNotification::Rename(_, new) => self.events.extend(self.roster.rename(&new)),
-            OwnedNotification::Active => debug!("connected"),
-            // foca has invalidated every timer it asked for.
-            OwnedNotification::Idle | OwnedNotification::Defunct => self.timers.clear(),
-            OwnedNotification::Rejoin(identity) => {
-                info!(generation = %identity.generation, "declared down; renewed");
-                self.timers.clear();
-                self.identity = identity;
-                self.renewals.record(now);
-                self.renewed = true;
-                self.identity_changed = true;
-            }
-        }
-    }
-
-    /// Brings everything into line after foca was called. `via` is the member whose datagram or
-    /// answer led here.
-    fn settle(&mut self, now: Instant, via: Option<&Identity>) {
-        self.drain(now, via.map(|via| via.addr));
-        if mem::take(&mut self.renewed) {
-            self.reconnect(now, via);
-        }
-        self.top_claims(now, via);
-        self.roster.clear_leaving();
-
-        let roster_changed = self.roster.take_changed();
-        if roster_changed {
-            let wanted = self.config.foca(self.roster.active_count() + 1);
-            note(self.foca.set_config(wanted));
-        }
-        if roster_changed || mem::take(&mut self.identity_changed) || self.conflicts.is_stale(now) {
-            let (peers, events) = self.conflicts.refresh(now, &self.identity, self.roster.active());
-            self.peers = peers;
-            self.events.extend(events);
-        }
-    }
-
-    /// Raises the own generation above what others believe it to be.
-    fn top_claims(&mut self, now: Instant, via: Option<&Identity>) {
-        let Some(generation) = self.renewals.wanted(self.identity.generation) else { return };
-        if self.renewals.is_resting(now) {
-            return;
-        }
-        info!(%generation, "others know a later start of this node; going above it");
-        self.renewals.record(now);
-        self.identity = self.identity.with_generation(generation);
-        self.identity_changed = true;
-        self.timers.clear();
-        note(self.foca.change_identity(self.identity.clone(), &mut self.outbox));
-        self.reconnect(now, via);
-    }
-
-    /// Makes foca go on after a change of identity: by itself it waits for a datagram.
-    fn reconnect(&mut self, now: Instant, via: Option<&Identity>) {
-        note(self.foca.apply_many(std::iter::empty(), false, &mut self.outbox));
-        if let Some(via) = via {
-            note(self.foca.announce(via.clone(), &mut self.outbox));
-        }
-        self.drain(now, via.map(|via| via.addr));
-    }
-
-    fn ask_seeds(&mut self, now: Instant) {
-        let roster = &self.roster;
-        let due = self.seeds.take_due(now, |addr| roster.is_active(addr), &mut self.rng);
-        for seed in due {
-            self.ask(now, seed);
-        }
-        if !self.config.rejoin {
-            self.seeds = Seeds::default();
-        }
-    }
-
-    fn ask_lost(&mut self, now: Instant) {
-        if self.lost_at.is_none_or(|at| now < at) {
-            return;
-        }
-        let lost = self.roster.down_count();
-        self.lost_at = (lost > 0 && self.config.rejoin).then(|| now + ASK_LOST_EVERY);
-        if !self.config.rejoin {
-            return;
-        }
-        for _ in 0..lost.min(ASK_LOST) {
-            self.lost_cursor = self.roster.next_down(self.lost_cursor).map(|lost| lost.addr);
-            if let Some(addr) = self.lost_cursor {
-                self.ask(now, addr);
-            }
-        }
-    }
-
-    fn sync_now_and_then(&mut self, now: Instant) {
-        if now < self.sync_at {
-            return;
-        }
-        let partner = self.roster.active().choose(&mut self.rng).map(|member| member.listen);
-        self.sync_at = now + self.sync_pause.mul_f64(self.rng.random_range(0.8..1.2));
-        if let Some(with) = partner {
-            self.want_sync(now, with);
-        }
-    }
-
-    fn want_sync(&mut self, now: Instant, with: SocketAddr) {
-        if is_allowed(&mut self.recent_syncs, now, with, SYNC_EVERY.0 / 2) {
-            self.events.push_back(MembershipEvent::SyncWanted { with });
-        }
-    }
-
-    fn tidy(&mut self, now: Instant) {
-        if now < self.tidy_at {
-            return;
-        }
-        self.tidy_at = now + TIDY_EVERY;
-        while let Some(forgotten) = self.roster.forget_old(now) {
-            self.forget(forgotten);
-        }
-    }
-
-    /// Whether an unknown member can be added; forgets one that is gone if that helps.
-    fn has_room(&mut self) -> bool {
-        if let Some(forgotten) = self.roster.make_room() {
-            self.forget(forgotten);
-        }
-        self.roster.room() > 0
-    }
-
-    fn forget(&mut self, forgotten: Identity) {
-        debug!(node = %forgotten.name, "forgotten");
-        note(self.foca.handle_timer(Timer::RemoveDown(forgotten), &mut self.outbox));
-    }
-}
-
-/// Whether `pause` has passed since this was last allowed for `addr`.
-fn is_allowed(
-    recent: &mut BTreeMap<SocketAddr, Instant>,
-    now: Instant,
-    addr: SocketAddr,
-    pause: Duration,
-) -> bool {
-    recent.retain(|_, at| now.duration_since(*at) < pause);
-    if recent.contains_key(&addr) || recent.len() >= MAX_RECENT {
-        return false;
-    }
-    recent.insert(addr, now);
-    true
-}
-
-/// Errors of foca leave it in order; those that datagrams cause are told apart where they arise.
-fn note(result: Result<(), foca::Error>) {
-    if let Err(error) = result {
-        debug!(%error, "foca");
     }
 }

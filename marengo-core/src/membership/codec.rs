@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, TryGetError};
 use foca::{Header, Member, Message, State};
 use thiserror::Error;
 
@@ -46,6 +46,12 @@ pub enum CodecError {
     },
 }
 
+impl From<TryGetError> for CodecError {
+    fn from(_: TryGetError) -> Self {
+        Self::Short
+    }
+}
+
 type Result<T> = std::result::Result<T, CodecError>;
 
 /// A decoded foca datagram.
@@ -81,7 +87,7 @@ impl Payload {
         let mut buf = Vec::new();
         emit_header(&self.header, &mut buf)?;
         if carries_updates(&self.header.message) {
-            buf.put_u16(u16::try_from(self.updates.len()).map_err(|_| CodecError::Short)?);
+            buf.put_u16(u16::try_from(self.updates.len()).ok().ok_or(CodecError::Short)?);
             for update in &self.updates {
                 emit_member(update, &mut buf)?;
             }
@@ -171,7 +177,7 @@ pub(super) fn parse_text<const N: usize, T>(
     let len = usize::from(get_u8(buf)?);
     let mut bytes = [0; N];
     let text = bytes.get_mut(..len).ok_or(NameError::TooLong { len, max: N })?;
-    buf.try_copy_to_slice(text).map_err(|_| CodecError::Short)?;
+    buf.try_copy_to_slice(text)?;
     Ok(check(text)?)
 }
 
@@ -183,20 +189,20 @@ pub(super) fn emit_text(text: &str, buf: &mut impl BufMut) {
 }
 
 pub(super) fn get_u64(buf: &mut impl Buf) -> Result<u64> {
-    buf.try_get_u64().map_err(|_| CodecError::Short)
+    Ok(buf.try_get_u64()?)
 }
 
 fn get_u8(buf: &mut impl Buf) -> Result<u8> {
-    buf.try_get_u8().map_err(|_| CodecError::Short)
+    Ok(buf.try_get_u8()?)
 }
 
 fn get_u16(buf: &mut impl Buf) -> Result<u16> {
-    buf.try_get_u16().map_err(|_| CodecError::Short)
+    Ok(buf.try_get_u16()?)
 }
 
 fn get_array<const N: usize>(buf: &mut impl Buf) -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    buf.try_copy_to_slice(&mut bytes).map_err(|_| CodecError::Short)?;
+    buf.try_copy_to_slice(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -28,21 +28,9 @@ pub struct MembershipConfig {
     pub node_timeout: Duration,
     /// The most other members to remember, those that are down included. Default: 4096.
     pub max_members: usize,
-    /// For tests: off makes the node ask neither seeds again nor lost members at all.
+    /// For tests: what this node does without.
     #[doc(hidden)]
-    pub rejoin: bool,
-    /// For tests: off makes the node stay silent to those who know an earlier start of it.
-    #[doc(hidden)]
-    pub announce_restart: bool,
-    /// For tests: off makes a node that was stopped fire all late timers at once.
-    #[doc(hidden)]
-    pub forgive_stalls: bool,
-    /// For tests: off leaves it to foca's rounds of gossip to tell suspects that they are.
-    #[doc(hidden)]
-    pub tell_suspects: bool,
-    /// For tests: off makes a leaving node go without a word.
-    #[doc(hidden)]
-    pub tell_leave: bool,
+    pub without: Option<Mechanism>,
 }
 
 impl MembershipConfig {
@@ -53,12 +41,12 @@ impl MembershipConfig {
             version: String::new(),
             node_timeout: Duration::from_secs(3),
             max_members: 4096,
-            rejoin: true,
-            announce_restart: true,
-            forgive_stalls: true,
-            tell_suspects: true,
-            tell_leave: true,
+            without: None,
         }
+    }
+
+    pub(super) fn has(&self, mechanism: Mechanism) -> bool {
+        self.without != Some(mechanism)
     }
 
     /// What foca is given, for a cluster of `size` members.
@@ -74,11 +62,27 @@ impl MembershipConfig {
             remove_down_after: None,
             max_packet_size: count(MAX_PAYLOAD),
             notify_down_members: true,
-            periodic_announce: every(Duration::from_secs(30), 1),
-            periodic_announce_to_down_members: every(Duration::from_secs(5), 2),
-            periodic_gossip: every(Duration::from_millis(200), 3),
+            periodic_announce: Some(every(Duration::from_secs(30), 1)),
+            periodic_announce_to_down_members: Some(every(Duration::from_secs(5), 2)),
+            periodic_gossip: Some(every(Duration::from_millis(200), 3)),
         }
     }
+}
+
+/// What a node does beyond foca. A test takes one away, to show that it is needed.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mechanism {
+    /// Seeds are asked more than once, and lost members at all.
+    Rejoin,
+    /// Those who know an earlier start of this node are told of the present one.
+    AnnounceRestart,
+    /// Timers that are late because the process was stopped are postponed.
+    ForgiveStalls,
+    /// Suspects are told that they are suspects.
+    TellSuspects,
+    /// Who leaves says so.
+    TellLeave,
 }
 
 /// How often each node repeats an update: four times the decimal logarithm of the cluster's size,
@@ -86,18 +90,18 @@ impl MembershipConfig {
 pub(super) fn transmissions(size: usize) -> NonZeroU8 {
     let rounds = match size {
         ..=10 => 6,
-        ..=30 => 8,
-        ..=100 => 10,
-        ..=300 => 12,
-        ..=1000 => 14,
-        ..=3000 => 16,
+        11..=30 => 8,
+        31..=100 => 10,
+        101..=300 => 12,
+        301..=1000 => 14,
+        1001..=3000 => 16,
         _ => 18,
     };
     NonZeroU8::new(rounds).unwrap_or(NonZeroU8::MIN)
 }
 
-fn every(frequency: Duration, num_members: usize) -> Option<PeriodicParams> {
-    Some(PeriodicParams { frequency, num_members: count(num_members) })
+fn every(frequency: Duration, num_members: usize) -> PeriodicParams {
+    PeriodicParams { frequency, num_members: count(num_members) }
 }
 
 fn count(number: usize) -> NonZeroUsize {

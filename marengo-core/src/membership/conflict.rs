@@ -11,7 +11,7 @@ use super::event::MembershipEvent;
 use crate::{identity::Identity, members::PeerTable};
 
 /// For how long a conflict about the own address is shown after the last sign of it.
-const ADDRESS_MEMORY: Duration = Duration::from_secs(60);
+const ADDRESS_MEMORY: Duration = Duration::from_mins(1);
 
 /// What two members have in common that they must not.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -64,7 +64,7 @@ impl<'a> Envelope<'a> {
             return Err(DatagramError::TooLong);
         }
         let mut buf = datagram;
-        let magic = buf.try_get_u16().map_err(|_| DatagramError::NotMarengo)?;
+        let magic = buf.try_get_u16().ok().ok_or(DatagramError::NotMarengo)?;
         if magic != u16::from_be_bytes(MAGIC) {
             return Err(DatagramError::NotMarengo);
         }

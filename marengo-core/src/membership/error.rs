@@ -131,7 +131,8 @@ pub struct Counters {
     pub received: u64,
     /// Datagrams handed out by `poll_transmit`.
     pub sent: u64,
-    /// Datagrams that foca wanted to send to an address that is not a member's.
+    /// Datagrams that foca wanted to send to an address that is not a member's, or to a member
+    /// that left.
     pub unsent: u64,
     /// Updates about other members that were left out of an accepted datagram or exchange:
     /// absurd generations, and unknown members when the table is full.

@@ -5,10 +5,11 @@ use std::{net::SocketAddr, time::Instant};
 use foca::{Member, Message, State};
 
 use super::{
-    ANNOUNCE_PAUSE, DatagramError, Membership, canonical,
+    ANNOUNCE_PAUSE, DatagramError, Mechanism, Membership, canonical,
     codec::{LEFT, Payload},
+    drive::note,
     envelope::{Envelope, Kind, PROTOCOL},
-    is_allowed, note,
+    upkeep::is_allowed,
 };
 use crate::identity::Identity;
 
@@ -64,7 +65,7 @@ impl Membership {
 
         let before = payload.updates.len();
         let mut updates = std::mem::take(&mut payload.updates);
-        self.screen(now, &mut updates)?;
+        self.screen(now, &src, &mut updates)?;
         payload.updates = updates;
         if payload.updates.len() == before {
             note(self.foca.handle_data(body, &mut self.outbox));
@@ -131,9 +132,12 @@ impl Membership {
     fn screen(
         &mut self,
         now: Instant,
+        src: &Identity,
         updates: &mut Vec<Member<Identity>>,
     ) -> Result<(), DatagramError> {
+        // Who is unknown and will be added, the sender first.
         let mut room_for = Vec::new();
+        room_for.extend((!self.roster.knows(src.addr)).then_some(src.addr));
         let mut kept = Vec::with_capacity(updates.len());
         for update in updates.drain(..) {
             let identity = update.id();
@@ -150,7 +154,6 @@ impl Membership {
                 self.counters.skipped_updates += 1;
                 continue;
             } else if !self.roster.knows(identity.addr) && !room_for.contains(&identity.addr) {
-                // One more than was promised so far must fit.
                 self.has_room();
                 if self.roster.room() <= room_for.len() {
                     self.counters.skipped_updates += 1;
@@ -195,7 +198,7 @@ impl Membership {
     }
 
     fn announce_restart(&mut self, now: Instant, to: &Identity) {
-        let wanted = self.config.announce_restart
+        let wanted = self.config.has(Mechanism::AnnounceRestart)
             && is_allowed(&mut self.recent_announcements, now, to.addr, ANNOUNCE_PAUSE);
         if !wanted {
             return;

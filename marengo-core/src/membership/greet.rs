@@ -9,8 +9,8 @@ use tracing::{debug, warn};
 
 use super::{
     DatagramError, Membership, MembershipEvent, Transmit,
+    drive::note,
     envelope::{Answer, Envelope, Greeting, Kind, PROTOCOL, WhoIs},
-    note,
 };
 use crate::identity::{Generation, canonical};
 

@@ -10,10 +10,10 @@ use foca::{Member, State};
 use tracing::info;
 
 use super::{
-    DatagramError, Membership, Phase, Transmit,
+    DatagramError, Mechanism, Membership, Phase, Transmit,
     codec::{self, LEFT},
+    drive::note,
     envelope::{self, Kind},
-    note,
 };
 
 /// When the goodbye is said a second time.
@@ -31,7 +31,7 @@ impl Membership {
         }
         info!("leaving");
         self.timers.clear();
-        if !self.config.tell_leave {
+        if !self.config.has(Mechanism::TellLeave) {
             self.phase = Phase::Left;
             return;
         }
@@ -43,7 +43,7 @@ impl Membership {
     pub(super) fn repeat_leave(&mut self, now: Instant) {
         match mem::replace(&mut self.phase, Phase::Left) {
             Phase::Leaving { again_at, to } if again_at <= now => self.say_goodbye(&to),
-            phase => self.phase = phase,
+            phase @ (Phase::Running | Phase::Leaving { .. } | Phase::Left) => self.phase = phase,
         }
     }
 

@@ -75,7 +75,7 @@ impl Seeds {
     ) -> Vec<SocketAddr> {
         let mut due = Vec::new();
         for seed in self.0.iter_mut().filter(|seed| !seed.is_ourselves && seed.next_at <= now) {
-            let behind = seed.answered_as.unwrap_or(canonical(seed.addr));
+            let behind = seed.answered_as.unwrap_or_else(|| canonical(seed.addr));
             if is_active(behind) {
                 seed.pause = BACKOFF.0;
                 seed.next_at = now + seed.pause;
@@ -84,7 +84,7 @@ impl Seeds {
                 // Between three quarters of the pause and all of it: nodes that were cut off
                 // together do not ask together, and none waits longer than the last pause.
                 seed.next_at = now + seed.pause.mul_f64(rng.random_range(0.75..1.0));
-                seed.pause = (seed.pause * 2).min(BACKOFF.1);
+                seed.pause = (seed.pause * 3 / 2).min(BACKOFF.1);
             }
         }
         due

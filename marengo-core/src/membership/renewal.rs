@@ -8,7 +8,7 @@ use std::{
 use crate::identity::Generation;
 
 /// The span in which renewals are counted, and for which a node then rests.
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// Renewals allowed in that span.
 const PER_MINUTE: usize = 3;
@@ -86,7 +86,7 @@ mod tests {
             renewals.record(now);
         }
 
-        assert!(renewals.is_resting(now + MINUTE - Duration::from_secs(1)));
+        assert!(renewals.is_resting(now + Duration::from_secs(59)));
         assert!(!renewals.is_resting(now + MINUTE));
     }
 

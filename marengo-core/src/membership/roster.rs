@@ -110,18 +110,14 @@ impl Roster {
         self.leaving.remove(&identity.addr);
         let record = Record { identity: identity.clone(), presence: Presence::Active, since: now };
         let old = self.records.insert(identity.addr, record);
-        match old {
-            Some(Record { identity: old, presence: Presence::Active, .. }) => {
-                self.changed |= old != *identity;
-                (old != *identity)
-                    .then(|| MembershipEvent::MemberChanged { old, new: identity.clone() })
-            }
-            _ => {
-                self.active += 1;
-                self.changed = true;
-                Some(MembershipEvent::MemberUp(identity.clone()))
-            }
+        if let Some(Record { identity: old, presence: Presence::Active, .. }) = old {
+            let new = identity.clone();
+            self.changed |= old != new;
+            return (old != new).then_some(MembershipEvent::MemberChanged { old, new });
         }
+        self.active += 1;
+        self.changed = true;
+        Some(MembershipEvent::MemberUp(identity.clone()))
     }
 
     /// foca: an active identity went down.
@@ -297,7 +293,7 @@ mod tests {
         roster.up(&identity(1), now);
         roster.down(&identity(1), now);
 
-        assert_eq!(roster.forget_old(now + REMEMBER - Duration::from_secs(1)), None);
+        assert_eq!(roster.forget_old(now + Duration::from_hours(23)), None);
         assert_eq!(roster.forget_old(now + REMEMBER), Some(identity(1)));
         assert!(!roster.knows(identity(1).addr));
     }

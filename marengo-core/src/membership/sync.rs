@@ -13,7 +13,9 @@ use foca::{Member, State};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Membership, SYNC_EVERY, codec::LEFT, envelope::PROTOCOL, note, roster::Presence};
+use super::{
+    Membership, SYNC_EVERY, codec::LEFT, drive::note, envelope::PROTOCOL, roster::Presence,
+};
 use crate::identity::{ClusterName, Generation, Identity, IdentityError, NameError, NodeName};
 
 /// A node's view of the membership as it travels.

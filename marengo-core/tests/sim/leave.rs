@@ -1,6 +1,9 @@
 //! Leaving.
 
-use marengo_core::{members::MemberState, membership::MembershipEvent};
+use marengo_core::{
+    members::MemberState,
+    membership::{Mechanism, MembershipEvent},
+};
 
 use crate::{each_seed, measured, ms, secs, world::World};
 
@@ -46,7 +49,7 @@ fn a_departure_survives_the_loss_of_every_fifth_datagram() {
 fn a_node_that_goes_without_a_word_is_not_left_within_500_ms() {
     each_seed(2, |seed| {
         let mut world = World::cluster(seed, 5);
-        world.nodes[3].config.tell_leave = false;
+        world.nodes[3].config.without = Some(Mechanism::TellLeave);
         world.crash(3);
         world.start(3, &[0]);
         world.run_until("it is back", secs(3), |world| world.is_back(3));
@@ -74,18 +77,19 @@ fn a_node_that_left_and_starts_again_is_alive_again() {
 }
 
 #[test]
-fn nobody_asks_for_a_node_that_left() {
+fn nobody_sends_to_a_node_that_left_and_to_one_that_failed_they_do() {
     each_seed(1, |seed| {
-        let mut world = World::cluster(seed, 2);
-        world.leave(0);
-        world.run_for(secs(1));
-        world.crash(0);
-        world.run_for(secs(60));
+        let mut world = World::cluster(seed, 5);
+        world.leave(3);
+        world.crash(4);
+        world.run_for(secs(10));
+        world.crash(3);
 
-        let before = world.sent;
+        let before = [3, 4].map(|node| world.nodes[node].sent_to);
         world.run_for(secs(600));
 
-        // The seed that the operator named is asked still, at its slowest pace.
-        assert!(world.sent - before <= 600 / 22 + 1, "{} datagrams", world.sent - before);
+        assert_eq!(world.nodes[3].sent_to, before[0], "{world}");
+        // Three nodes ask once a second.
+        assert!(world.nodes[4].sent_to - before[1] >= 3 * 600 - 10);
     });
 }

@@ -1,10 +1,10 @@
 //! Processes that are stopped for a while: SIGSTOP, a starved host, a suspended virtual machine.
 
-use std::{cell::Cell, time::Instant};
+use std::time::Instant;
 
-use marengo_core::membership::MembershipEvent;
+use marengo_core::membership::{Mechanism, MembershipEvent};
 
-use crate::{each_seed, measured, ms, secs, world::World};
+use crate::{count_over_ten_seeds, each_seed, measured, ms, secs, world::World};
 
 /// Stops node 1 of five for `stopped` seconds. Returns how many others were then taken for failed.
 fn stop(seed: u64, stopped: u64) -> usize {
@@ -26,7 +26,7 @@ fn stop(seed: u64, stopped: u64) -> usize {
 /// suspects node 2 wrongly. Returns how often others than node 1 were then taken for failed.
 fn suspend_while_suspecting(seed: u64, forgive: bool) -> usize {
     let mut world = World::new(seed, 5);
-    world.nodes[1].config.forgive_stalls = forgive;
+    world.nodes[1].config.without = (!forgive).then_some(Mechanism::ForgiveStalls);
     for node in 0..5 {
         world.start(node, &[0]);
     }
@@ -73,7 +73,6 @@ fn a_node_suspended_while_it_suspects_another_does_not_declare_it_down_on_waking
 
 #[test]
 fn without_forgiveness_a_suspended_node_declares_whom_it_suspected_down_on_waking() {
-    let wrong = Cell::new(0);
-    each_seed(10, |seed| wrong.set(wrong.get() + suspend_while_suspecting(seed, false)));
-    assert_ne!(wrong.get(), 0, "the mechanism is off, and yet nobody was taken for failed");
+    let wrong = count_over_ten_seeds(|seed| suspend_while_suspecting(seed, false));
+    assert_ne!(wrong, 0, "the mechanism is off, and yet nobody was taken for failed");
 }

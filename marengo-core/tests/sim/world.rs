@@ -66,6 +66,8 @@ pub(crate) struct Node {
     pub(crate) vtep: IpAddr,
     /// Added to what this machine's wall clock shows.
     pub(crate) clock_error: i64,
+    /// Datagrams sent to this machine.
+    pub(crate) sent_to: u64,
     listen: SocketAddr,
     /// Counts the starts, so that nothing meant for one start reaches the next.
     life: u32,
@@ -343,6 +345,7 @@ impl World {
             assert!(transmit.data.len() <= 1260, "a datagram of {} bytes", transmit.data.len());
             self.sent += 1;
             let Some(to) = self.node_at(transmit.to) else { continue };
+            self.nodes[to].sent_to += 1;
             for delay in self.network.arrivals(index, to, &mut self.rng) {
                 let data = transmit.data.clone();
                 self.schedule(now + delay, Event::Datagram { to, from, data });
@@ -412,7 +415,7 @@ impl Node {
         let [high, low] = (index + 1).to_be_bytes();
         let ip = IpAddr::from([10, 0, high, low]);
         let mut config = MembershipConfig::new(ClusterName::new("sim").expect("a name"));
-        config.version = "0.1.0".to_owned();
+        "0.1.0".clone_into(&mut config.version);
         Self {
             membership: None,
             config,
@@ -421,6 +424,7 @@ impl Node {
             vtep: ip,
             listen: SocketAddr::new(ip, 8080),
             clock_error: 0,
+            sent_to: 0,
             life: 0,
             scheduled: None,
             inbox: None,
