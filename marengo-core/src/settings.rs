@@ -47,6 +47,14 @@ impl IfName {
     }
 }
 
+impl std::str::FromStr for IfName {
+    type Err = IfNameError;
+
+    fn from_str(text: &str) -> Result<Self, IfNameError> {
+        Self::new(text)
+    }
+}
+
 impl fmt::Display for IfName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `marengo` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    marengo::main()
+}

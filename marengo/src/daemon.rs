@@ -1,0 +1,335 @@
+//! The daemon: checks, starts the tasks, waits for a reason to stop, stops them in order.
+//!
+//! ```text
+//!              .-----------. PeerTable  .------------.
+//!  network <-->|  gossip   |----------->|  converge  |<--> kernel
+//!              '-----------'            '------------'
+//!                    ^       requests        ^
+//!                    '-------[ HTTP ]--------'
+//!                   control socket, listen address
+//! ```
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use marengo_core::{
+    converge::Cause,
+    identity::{Generation, Identity},
+    members::PeerTable,
+    membership::MembershipConfig,
+    settings::DataPlane,
+};
+use nix::errno::Errno;
+use tokio::{
+    io::unix::AsyncFd,
+    net::{TcpListener, UnixListener},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    config::{Addresses, ServerConfig},
+    control::{self, Tasks},
+    converge::Converge,
+    failure::{Failure, Kind, OrFailure as _},
+    gossip::{self, Gossip, GossipSocket},
+    http,
+    kernel::{Kernel, KernelConfig, PinsError, bpf::ProgramLog, monitor, root_errno},
+    preflight::{self, ControlSocket, Ready, SocketFile},
+};
+
+/// The others are told within this, or find out by themselves.
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+/// The converge task finishes the operation in hand within this.
+const SETTLE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Runs the daemon until it is told to stop.
+pub(crate) async fn run(config: ServerConfig) -> Result<(), Failure> {
+    let mut signals = Signals::new().or_failure(Kind::Failed)?;
+    let mut ready = preflight::check(&config).await?;
+    let addresses = ready.addresses;
+    info!(
+        version = crate::version::LONG,
+        controlSocket = %config.global.socket,
+        listenAddr = %addresses.listen,
+        node = %config.node_name,
+        advertise = %addresses.advertise,
+        bridge = %config.bridge,
+        device = %config.device,
+        vni = %config.vni,
+        "marengo"
+    );
+    let mut converge = open_data_plane(&config, &mut ready).await?;
+    debug!(interval = ?config.converge_interval, "converge interval");
+    if let Some(log) = converge.take_program_log() {
+        tokio::spawn(follow_program_log(log));
+    }
+    let daemon = match Daemon::start(&config, ready, converge) {
+        Ok(daemon) => daemon,
+        Err((converge, failure)) => {
+            give_up(converge).await;
+            return Err(failure);
+        }
+    };
+    daemon.run(&mut signals).await
+}
+
+/// Loads the programs and runs the first round. A start that fails leaves nothing behind, but for
+/// what was there before: a data plane that an earlier run left working is left working.
+async fn open_data_plane(config: &ServerConfig, ready: &mut Ready) -> Result<Converge, Failure> {
+    let data_plane = DataPlane {
+        bridge: config.bridge.clone(),
+        device: config.device.clone(),
+        vni: config.vni,
+        port: config.vxlan_port,
+        vtep: ready.addresses.advertise.ip(),
+        mtu: config.mtu,
+        max_peers: config.max_peers,
+    };
+    let kernel = KernelConfig {
+        data_plane: data_plane.clone(),
+        pin_dir: config.pin_dir.clone(),
+        debug: config.global.debug,
+        attach: config.attach,
+    };
+    let (kernel, adopted) = Kernel::open(kernel).map_err(refused_programs)?;
+    ready.lock.hold_pin_dir(&config.pin_dir)?;
+    if !adopted.slots.is_empty() {
+        info!(peers = adopted.slots.len(), "took over the data plane of an earlier run");
+    }
+    let mut converge = Converge::new(kernel, adopted, data_plane, config.converge_interval);
+    let had_device = converge.had_device().await.or_failure(Kind::Failed)?;
+    match converge.round(&PeerTable::default(), Cause::Start).await {
+        Err(error) if !had_device => {
+            give_up(converge).await;
+            Err(refused_links(error, config))
+        }
+        // It works, or it is an earlier run's and worked until now: the next rounds go on trying.
+        _ => Ok(converge),
+    }
+}
+
+async fn give_up(converge: Converge) {
+    if let Err(error) = converge.undo().await {
+        warn!(error = format!("{error:#}"), "could not clean up after the failed start");
+    }
+}
+
+fn refused_programs(error: anyhow::Error) -> Failure {
+    if error.downcast_ref::<PinsError>().is_some() {
+        return Failure::new(Kind::Foreign, format!("{error:#}"));
+    }
+    let (kind, remedy) = match root_errno(&error) {
+        Some(Errno::EPERM | Errno::EACCES) => (
+            Kind::Permission,
+            "run marengo as root, and see that neither lockdown nor a seccomp filter forbids bpf(2)",
+        ),
+        Some(Errno::ENOMEM) => (Kind::Failed, "raise the memory limit of the service"),
+        _ => (
+            Kind::Kernel,
+            "Marengo needs Linux 5.19 or later with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_ACT, \
+             CONFIG_NET_CLS_BPF and the BPF file system",
+        ),
+    };
+    Failure::new(kind, format!("failed to load the programs: {error:#}; {remedy}"))
+}
+
+fn refused_links(error: anyhow::Error, config: &ServerConfig) -> Failure {
+    match root_errno(&error) {
+        Some(Errno::EOPNOTSUPP) => Failure::new(
+            Kind::Kernel,
+            format!("{error:#}; the kernel lacks bridges or VXLAN (CONFIG_BRIDGE, CONFIG_VXLAN)"),
+        ),
+        Some(Errno::EADDRINUSE | Errno::EEXIST) => Failure::new(
+            Kind::InUse,
+            format!(
+                "{error:#}; something else holds UDP port {} (see `ip -d link show type vxlan` and \
+                 `ss -ulpn`); stop it, or choose another port on all nodes with --vxlan-port",
+                config.vxlan_port
+            ),
+        ),
+        Some(Errno::EPERM | Errno::EACCES) => {
+            Failure::new(Kind::Permission, format!("{error:#}; run marengo as root"))
+        }
+        _ => error.into(),
+    }
+}
+
+/// The running tasks, and what it takes to stop them.
+struct Daemon {
+    gossip: JoinHandle<()>,
+    gossip_requests: mpsc::Sender<gossip::Request>,
+    converge: JoinHandle<Converge>,
+    stop_http: CancellationToken,
+    stop_converge: CancellationToken,
+    _control: SocketFile,
+    _lock: preflight::Lock,
+}
+
+impl Daemon {
+    fn start(
+        config: &ServerConfig,
+        ready: Ready,
+        mut converge: Converge,
+    ) -> Result<Self, (Converge, Failure)> {
+        let Ready { addresses, gossip, http: listener, control, lock } = ready;
+        let ControlSocket { listener: control_listener, file } = control;
+        let opened = (|| {
+            let socket = GossipSocket::new(gossip, addresses.advertise.ip())?;
+            let listener = TcpListener::from_std(listener)?;
+            let control_listener = UnixListener::from_std(control_listener)?;
+            let monitor = monitor::spawn(config.bridge.clone(), config.device.clone())?;
+            Ok::<_, anyhow::Error>((socket, listener, control_listener, monitor))
+        })();
+        let (socket, listener, control_listener, monitor) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return Err((converge, error.into())),
+        };
+        let identity = match identity(config, addresses) {
+            Ok(identity) => identity,
+            Err(failure) => return Err((converge, failure)),
+        };
+        let mut membership = MembershipConfig::new(config.cluster);
+        membership.version = crate::version::VERSION.to_owned();
+        membership.node_timeout = config.node_timeout;
+        let (gossip, gossip_requests, peers) =
+            Gossip::new(membership, identity, socket, config.join.clone());
+        let (converge_requests, requests) = mpsc::channel(64);
+
+        let (stop_http, stop_converge) = (CancellationToken::new(), CancellationToken::new());
+        let tasks = Tasks {
+            gossip: gossip_requests.clone(),
+            converge: converge_requests,
+            config: config.clone(),
+        };
+        let (control, node) = (control::control_router(tasks.clone()), control::node_router(tasks));
+        tokio::spawn(http::serve(control_listener, control, stop_http.clone()));
+        tokio::spawn(http::serve(listener, node, stop_http.clone()));
+        let gossip = tokio::spawn(gossip.run());
+        let stop = stop_converge.clone();
+        let converge = tokio::spawn(async move {
+            converge.run(peers, monitor, requests, stop).await;
+            converge
+        });
+        Ok(Self {
+            gossip,
+            gossip_requests,
+            converge,
+            stop_http,
+            stop_converge,
+            _control: file,
+            _lock: lock,
+        })
+    }
+
+    /// Waits for a signal, then stops in order: no more requests, tell the others, finish the
+    /// operation in hand, take down what was made.
+    async fn run(mut self, signals: &mut Signals) -> Result<(), Failure> {
+        notify(&[sd_notify::NotifyState::Ready]);
+        tokio::select! {
+            name = signals.stop() => info!(signal = name, "shutting down"),
+            // A task that ended has panicked: the data plane goes on without us, and the service
+            // manager starts us again.
+            ended = &mut self.gossip => return Err(died("gossip", ended.err())),
+            ended = &mut self.converge => return Err(died("converge", ended.err())),
+        }
+        notify(&[sd_notify::NotifyState::Stopping]);
+        tokio::select! {
+            stopped = self.stop() => stopped,
+            name = signals.stop() => {
+                warn!(signal = name, "asked again to stop; going at once");
+                Err(Failure::new(Kind::Failed, "stopped before everything was cleaned up"))
+            }
+        }
+    }
+
+    async fn stop(self) -> Result<(), Failure> {
+        self.stop_http.cancel();
+        let (left, leaving) = oneshot::channel();
+        if self.gossip_requests.send(gossip::Request::Leave(left)).await.is_ok()
+            && timeout(LEAVE_WITHIN, leaving).await.is_err()
+        {
+            warn!("could not tell the others in time; they will find out");
+        }
+        self.stop_converge.cancel();
+        let converge = timeout(SETTLE_WITHIN, self.converge)
+            .await
+            .context("the data plane did not settle in time; it is left as it is")?
+            .context("the converge task died; the data plane is left as it is")?;
+        converge.tear_down().await?;
+        info!("stopped; the bridge stays for its users");
+        Ok(())
+    }
+}
+
+fn identity(config: &ServerConfig, addresses: Addresses) -> Result<Identity, Failure> {
+    // A clock that stepped back is corrected when another node remembers a later start.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let generation = Generation(u64::try_from(now.as_millis()).unwrap_or_default());
+    let listen = if addresses.listen.ip().is_unspecified() {
+        (addresses.advertise.ip(), addresses.listen.port()).into()
+    } else {
+        addresses.listen
+    };
+    let vtep = addresses.advertise.ip();
+    Identity::new(config.node_name, addresses.advertise, vtep, listen, generation)
+        .or_failure(Kind::Address)
+}
+
+fn died(task: &str, error: Option<tokio::task::JoinError>) -> Failure {
+    let why = error.map_or_else(|| "it ended by itself".to_owned(), |error| error.to_string());
+    error!(task, error = %why, "a task died; the data plane goes on without the daemon");
+    Failure::new(Kind::Failed, format!("the {task} task died: {why}"))
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        debug!(%error, "failed to tell the service manager");
+    }
+}
+
+/// Hands the programs' log records to the log.
+async fn follow_program_log(log: ProgramLog) {
+    // SAFETY: the logger owns its ring buffer's descriptor and keeps it until it is dropped, and the
+    // `AsyncFd` drops it after its own registration.
+    #[expect(unsafe_code, reason = "the safe constructor does not exist yet")]
+    let registered = unsafe { AsyncFd::register(log) };
+    let Ok(mut log) = registered else { return };
+    while let Ok(mut guard) = log.readable_mut().await {
+        guard.get_inner_mut().flush();
+        guard.clear_ready();
+    }
+}
+
+/// The signals that end the daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for a signal that ends the daemon. A hang-up, of the terminal it was started from, does
+    /// not.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => info!("SIGHUP: there is nothing to read again"),
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The gossip task: the UDP socket on one side, the membership on the other.
+//!
+//! ```text
+//!   datagrams ---.                      .--> datagrams
+//!   deadline  ---+--> [ Membership ] ---+--> watch: PeerTable --> converge
+//!   requests  ---'                      '--> exchanges with others, over HTTP
+//! ```
+
+mod exchange;
+mod seeds;
+mod socket;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use marengo_core::{
+    identity::Identity,
+    members::{Member, PeerTable},
+    membership::{Membership, MembershipConfig, MembershipEvent, SyncMessage, SyncRefusal},
+};
+use rand::{SeedableRng as _, rngs::StdRng};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant as TokioInstant, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+pub(crate) use self::socket::GossipSocket;
+use crate::{api::GossipView, values::Seed};
+
+/// What others ask of the gossip task.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Who is there?
+    Members(oneshot::Sender<Members>),
+    /// An exchange that another node began.
+    Sync(Box<SyncMessage>, oneshot::Sender<Result<SyncMessage, SyncRefusal>>),
+    /// The answer to an exchange that this node began.
+    SyncReply(SocketAddr, Box<SyncMessage>),
+    /// The addresses that the seeds' names stand for at the moment.
+    Seeds(Vec<SocketAddr>),
+    /// Tell everybody that this node leaves; answered when that is done.
+    Leave(oneshot::Sender<()>),
+}
+
+/// Who is there, and how gossip fares.
+#[derive(Debug)]
+pub(crate) struct Members {
+    /// This node.
+    pub me: Identity,
+    /// All members, this one among them.
+    pub all: Vec<Member>,
+    /// Conflicts, as sentences.
+    pub conflicts: Vec<String>,
+    /// Counters.
+    pub counters: GossipView,
+}
+
+/// At most one line about refused datagrams in this time.
+const REJECTED_EVERY: Duration = Duration::from_mins(1);
+/// A leaving node is gone after this, whoever has not heard it.
+const LEAVE_WITHIN: Duration = Duration::from_millis(400);
+
+/// The gossip task's state.
+#[derive(Debug)]
+pub(crate) struct Gossip {
+    membership: Membership,
+    socket: GossipSocket,
+    requests: mpsc::Receiver<Request>,
+    /// For the answers of exchanges that this task begins.
+    own_requests: mpsc::WeakSender<Request>,
+    peers: watch::Sender<PeerTable>,
+    rejected_logged: (Instant, u64),
+    leaving: Option<(oneshot::Sender<()>, Instant)>,
+}
+
+impl Gossip {
+    /// Makes the task for a node.
+    pub(crate) fn new(
+        config: MembershipConfig,
+        identity: Identity,
+        socket: GossipSocket,
+        seeds: Vec<Seed>,
+    ) -> (Self, mpsc::Sender<Request>, watch::Receiver<PeerTable>) {
+        let now = Instant::now();
+        let membership =
+            Membership::new(now, config, identity, StdRng::seed_from_u64(rand::random()));
+        let (request_sender, requests) = mpsc::channel(64);
+        let (peers, peers_receiver) = watch::channel(PeerTable::default());
+        if !seeds.is_empty() {
+            tokio::spawn(seeds::keep_resolved(seeds, request_sender.clone()));
+        }
+        let gossip = Self {
+            membership,
+            socket,
+            requests,
+            own_requests: request_sender.downgrade(),
+            peers,
+            rejected_logged: (now, 0),
+            leaving: None,
+        };
+        (gossip, request_sender, peers_receiver)
+    }
+
+    /// Runs until the node has left, or nobody can ask it to.
+    pub(crate) async fn run(mut self) {
+        loop {
+            self.take_effects().await;
+            let deadline = self.deadline();
+            tokio::select! {
+                biased;
+                // Before the deadline: a datagram may hold the answer whose absence the deadline
+                // would declare.
+                received = self.socket.receive() => match received {
+                    Ok(datagrams) => self.handle_datagrams(&datagrams),
+                    Err(error) => {
+                        debug!(%error, "failed to receive gossip");
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                },
+                request = self.requests.recv() => match request {
+                    Some(request) => self.handle_request(request),
+                    None => return,
+                },
+                () = sleep_until(deadline) => self.membership.handle_timeout(Instant::now()),
+            }
+            if let Some((_, until)) = &self.leaving
+                && *until <= Instant::now()
+            {
+                self.take_effects().await;
+                if let Some((done, _)) = self.leaving.take() {
+                    done.send(()).ok();
+                }
+                return;
+            }
+        }
+    }
+
+    fn deadline(&self) -> TokioInstant {
+        let far = Instant::now() + Duration::from_hours(1);
+        let leaving = self.leaving.as_ref().map_or(far, |(_, until)| *until);
+        self.membership.poll_timeout().map_or(far, |deadline| deadline).min(leaving).into()
+    }
+
+    fn handle_datagrams(&mut self, datagrams: &[(SocketAddr, Vec<u8>)]) {
+        let now = Instant::now();
+        for (from, data) in datagrams {
+            // Counted by the membership; a line for each would be a way to fill the disk.
+            if let Err(error) = self.membership.handle_datagram(now, *from, data) {
+                tracing::trace!(%from, %error, "refused a datagram");
+            }
+        }
+        self.log_rejected(now);
+    }
+
+    fn log_rejected(&mut self, now: Instant) {
+        let total = self.membership.counters().rejected_total();
+        let (last, logged) = self.rejected_logged;
+        if total == logged || logged > 0 && now.duration_since(last) < REJECTED_EVERY {
+            return;
+        }
+        let reasons = self.counters().rejected;
+        warn!(count = total - logged, total, reasons = ?reasons, "refused gossip datagrams");
+        self.rejected_logged = (now, total);
+    }
+
+    fn handle_request(&mut self, request: Request) {
+        let now = Instant::now();
+        match request {
+            Request::Members(answer) => {
+                answer.send(self.members()).ok();
+            }
+            Request::Sync(message, answer) => {
+                answer.send(self.membership.handle_sync(now, &message)).ok();
+            }
+            Request::SyncReply(with, message) => {
+                if let Err(error) = self.membership.handle_sync_reply(now, &message) {
+                    warn!(%with, %error, "refused the membership of another node");
+                }
+            }
+            Request::Seeds(seeds) => self.membership.set_seeds(now, seeds),
+            Request::Leave(done) => {
+                self.membership.leave(now);
+                self.leaving = Some((done, now + LEAVE_WITHIN));
+            }
+        }
+    }
+
+    /// Sends what is to be sent, says what is to be said, publishes the peers.
+    async fn take_effects(&mut self) {
+        while let Some(transmit) = self.membership.poll_transmit() {
+            self.socket.send(&transmit).await;
+        }
+        while let Some(event) = self.membership.poll_event() {
+            self.handle_event(event);
+        }
+        let peers = self.membership.peers();
+        self.peers.send_if_modified(|known| {
+            let changed = *known != peers;
+            *known = peers;
+            changed
+        });
+    }
+
+    fn handle_event(&mut self, event: MembershipEvent) {
+        match event {
+            MembershipEvent::MemberUp(member) => {
+                info!(node = %member.name, address = %member.addr, vtep = %member.vtep,
+                    event = "member-up", "cluster event");
+            }
+            MembershipEvent::MemberDown(member) => {
+                warn!(node = %member.name, address = %member.addr, vtep = %member.vtep,
+                    event = "member-down", "cluster event");
+            }
+            MembershipEvent::MemberLeft(member) => {
+                info!(node = %member.name, address = %member.addr, vtep = %member.vtep,
+                    event = "member-left", "cluster event");
+            }
+            MembershipEvent::MemberChanged { old, new } => {
+                info!(node = %new.name, address = %new.addr, vtep = %new.vtep,
+                    before = %old.vtep, event = "member-changed", "cluster event");
+            }
+            MembershipEvent::Joined => info!("joined the cluster"),
+            MembershipEvent::Isolated => {
+                warn!("no other member is left; asking seeds and lost members until one answers");
+            }
+            MembershipEvent::SyncWanted { with } => {
+                if let Some(requests) = self.own_requests.upgrade() {
+                    let message = self.membership.sync_request();
+                    tokio::spawn(exchange::with_node(with, message, requests));
+                }
+            }
+            MembershipEvent::SeedRefused { seed, reason } => {
+                warn!(%seed, %reason, "a seed does not fit this node");
+            }
+            MembershipEvent::Conflict(conflict) => {
+                warn!(
+                    kind = %conflict.kind,
+                    ours = %conflict.ours,
+                    theirs = %conflict.theirs,
+                    "two members have something in common that they must not"
+                );
+            }
+            MembershipEvent::ConflictResolved(conflict) => {
+                info!(kind = %conflict.kind, ours = %conflict.ours, theirs = %conflict.theirs,
+                    "a conflict is resolved");
+            }
+        }
+    }
+
+    fn members(&self) -> Members {
+        Members {
+            me: self.membership.identity().clone(),
+            all: self.membership.members(),
+            conflicts: self.membership.conflicts().map(ToString::to_string).collect(),
+            counters: self.counters(),
+        }
+    }
+
+    fn counters(&self) -> GossipView {
+        let counters = self.membership.counters();
+        let rejected: BTreeMap<String, u64> = counters
+            .rejected()
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| (reason.to_owned(), count))
+            .collect();
+        GossipView {
+            datagrams_received: counters.received,
+            datagrams_sent: counters.sent,
+            rejected,
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The only door to the kernel: observe what is there, apply one change at a time.
+//!
+//! One task owns the [`Kernel`]; it is not `Clone`. All clones of a netlink handle share one socket,
+//! and the kernel keeps one dump a socket: with one owner they never meet.
+//!
+//! What belongs to Marengo is told by a mark that is set in the message that makes it (the link
+//! group [`links::GROUP`]), so that there is no moment in which an object of ours lacks it.
+
+pub(crate) mod bpf;
+mod bpffs;
+mod hooks;
+mod links;
+pub(crate) mod monitor;
+mod underlay;
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result};
+use marengo_common::{DropCount, DropReason, PeerIndex, PeerStats, VtepKey};
+use marengo_core::{
+    op::{Hook, Link, Op},
+    settings::DataPlane,
+    state::ObservedState,
+};
+use nix::errno::Errno;
+
+use self::{bpf::Bpf, hooks::Hooks};
+pub(crate) use self::{
+    bpf::PinsError,
+    hooks::AttachMode,
+    monitor::Monitor,
+    underlay::{AddressOwner, Underlay},
+};
+pub(crate) use self::{bpffs::open_dir, links::Links};
+
+/// How long the kernel may take to answer. It answers within milliseconds, or the message was lost.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// How to open the kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct KernelConfig {
+    /// Names and numbers of the links.
+    pub data_plane: DataPlane,
+    /// Where maps and links are pinned.
+    pub pin_dir: PathBuf,
+    /// Whether the programs log.
+    pub debug: bool,
+    /// How programs are attached.
+    pub attach: AttachMode,
+}
+
+/// Slots that an earlier run left, and the highest generation it gave out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Adopted {
+    /// Index, tunnel address and generation.
+    pub slots: Vec<(PeerIndex, IpAddr, u32)>,
+    /// The high-water mark.
+    pub generation: u32,
+}
+
+/// The kernel, as far as Marengo changes it.
+pub(crate) struct Kernel {
+    config: KernelConfig,
+    links: Links,
+    underlay: Underlay,
+    bpf: Bpf,
+    hooks: Hooks,
+}
+
+impl Kernel {
+    /// Opens netlink, loads the programs, and takes over the maps of an earlier run if they fit.
+    ///
+    /// Creates the pin directory and the maps, but no link and no attachment: nothing of what runs
+    /// changes.
+    pub(crate) fn open(config: KernelConfig) -> Result<(Self, Adopted)> {
+        let links = Links::open().context("failed to open a netlink socket")?;
+        let underlay = Underlay::open().context("failed to open a netlink socket")?;
+        let (bpf, adopted) = Bpf::open(&config)?;
+        let hooks = Hooks::open(config.pin_dir.clone(), config.attach);
+        Ok((Self { config, links, underlay, bpf, hooks }, adopted))
+    }
+
+    /// Reads everything of ours. `peers` are the tunnel addresses whose way through the underlay
+    /// sets the MTU.
+    pub(crate) async fn observe(&mut self, peers: &[IpAddr]) -> Result<ObservedState> {
+        let data_plane = &self.config.data_plane;
+        let bridge = self.links.observe_bridge(&data_plane.bridge).await?;
+        let device = self.links.observe_device(&data_plane.device).await?;
+        let ifindex = |link: Link| match link {
+            Link::Bridge => bridge.as_ref().map(|bridge| bridge.ifindex),
+            Link::Device => device.as_ref().map(|device| device.ifindex),
+        };
+        let hooks = self.hooks.observe(&mut self.bpf, &self.links, ifindex).await?;
+        let underlay_mtu = self.underlay.mtu(data_plane.vtep, peers).await?;
+        let maps = self.bpf.observe()?;
+        Ok(ObservedState {
+            bridge,
+            device,
+            hooks,
+            settings: maps.settings,
+            peers: maps.peers,
+            vteps: maps.vteps,
+            flood: maps.flood,
+            underlay_mtu,
+        })
+    }
+
+    /// Applies one change. What is already so, or already gone, is a success.
+    pub(crate) async fn apply(&mut self, op: &Op) -> Result<()> {
+        let data_plane = &self.config.data_plane;
+        match op {
+            Op::CreateBridge { mtu } => self.links.create_bridge(&data_plane.bridge, *mtu).await,
+            Op::CreateDevice { port, mtu } => {
+                let (device, bridge) = (&data_plane.device, &data_plane.bridge);
+                self.links.create_device(device, bridge, *port, *mtu).await
+            }
+            Op::DeleteDevice => self.links.delete_device(&data_plane.device).await,
+            Op::SetMtu { link, mtu } => {
+                self.links.set_mtu(self.config.link_name(*link), *mtu).await
+            }
+            Op::Enslave => self.links.enslave(&data_plane.device, &data_plane.bridge).await,
+            Op::SetUp(link) => self.links.set_up(self.config.link_name(*link)).await,
+            Op::SetDeviceDown => self.links.set_down(&data_plane.device).await,
+            Op::WriteSettings(settings) => {
+                let mut settings = *settings;
+                settings.vxlan_ifindex = self.links.ifindex(&data_plane.device).await?;
+                self.bpf.write_settings(&settings)
+            }
+            Op::Attach(hook) => {
+                let name = self.config.link_name(hook.link());
+                let ifindex = self.links.ifindex(name).await?;
+                self.hooks.attach(&mut self.bpf, *hook, name, ifindex)
+            }
+            Op::Detach(hook) => {
+                self.hooks.detach(*hook, self.config.link_name(hook.link()));
+                Ok(())
+            }
+            Op::PutPeer(index, entry) => self.bpf.put_peer(*index, entry),
+            Op::DeletePeer(index) => self.bpf.delete_peer(*index),
+            Op::PutVtep(vtep, index) => self.bpf.put_vtep(vtep, *index),
+            Op::DeleteVtep(vtep) => self.bpf.delete_vtep(vtep),
+            Op::PutFlood(position, chunk) => self.bpf.put_flood(*position, chunk),
+            Op::DeleteFlood(position) => self.bpf.delete_flood(*position),
+            Op::RemovePins => {
+                for hook in Hook::ALL {
+                    self.hooks.detach(hook, self.config.link_name(hook.link()));
+                }
+                bpf::remove_pins(&self.config.pin_dir)
+            }
+        }
+        .with_context(|| format!("failed to {op}"))
+    }
+
+    /// Removes the bridge if this run made it: for a start that fails.
+    pub(crate) async fn undo_bridge(&mut self) -> Result<()> {
+        self.links.undo_bridge(&self.config.data_plane.bridge).await
+    }
+
+    /// Forgets what it knows of routes, because the kernel reported a change of one.
+    pub(crate) fn forget_routes(&mut self) {
+        self.underlay.forget();
+    }
+
+    /// The counters of every peer that has any, summed over the CPUs.
+    pub(crate) fn peer_stats(&self) -> Result<Vec<(PeerIndex, PeerStats)>> {
+        self.bpf.peer_stats()
+    }
+
+    /// When each tunnel address was last heard, in the map's coarse units.
+    pub(crate) fn heard(&self) -> Result<Vec<(VtepKey, u32)>> {
+        self.bpf.heard()
+    }
+
+    /// The drops, summed over the CPUs.
+    pub(crate) fn drops(&self) -> Result<Vec<(DropReason, DropCount)>> {
+        self.bpf.drops()
+    }
+
+    /// Hands the programs' log records over to the log. Does nothing without `-D`.
+    pub(crate) fn take_program_log(&mut self) -> Option<bpf::ProgramLog> {
+        self.bpf.take_log()
+    }
+
+    /// Whether programs are attached by TCX links or by clsact filters.
+    pub(crate) fn attach_mode(&self) -> &'static str {
+        self.hooks.mode_name()
+    }
+}
+
+impl KernelConfig {
+    fn link_name(&self, link: Link) -> &marengo_core::settings::IfName {
+        match link {
+            Link::Bridge => &self.data_plane.bridge,
+            Link::Device => &self.data_plane.device,
+        }
+    }
+}
+
+/// Bounds the wait for an answer of the kernel.
+async fn answered<T>(
+    what: &str,
+    answer: impl Future<Output = Result<T, rtnetlink::Error>>,
+) -> Result<Result<T, rtnetlink::Error>> {
+    tokio::time::timeout(ANSWER_WITHIN, answer)
+        .await
+        .with_context(|| format!("the kernel did not answer within 5 s: {what}"))
+}
+
+/// The errno at the root of an error, whichever interface of the kernel it came through.
+pub(crate) fn root_errno(error: &anyhow::Error) -> Option<Errno> {
+    error.chain().find_map(|cause| {
+        let netlink = cause.downcast_ref::<rtnetlink::Error>().and_then(errno);
+        let io = || cause.downcast_ref::<std::io::Error>()?.raw_os_error().map(Errno::from_raw);
+        netlink.or_else(io)
+    })
+}
+
+/// The errno in an answer of the kernel.
+fn errno(error: &rtnetlink::Error) -> Option<Errno> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => {
+            Some(Errno::from_raw(message.raw_code().saturating_neg()))
+        }
+        _ => None,
+    }
+}

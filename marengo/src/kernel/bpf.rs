@@ -1,0 +1,379 @@
+//! The programs and maps: load or take over, read, write.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    fs, io,
+    net::IpAddr,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, MapData, MapError, MapInfo, PerCpuArray, PerCpuHashMap},
+    programs::SchedClassifier,
+};
+use aya_log::EbpfLogger;
+use log::Log;
+use marengo_common::{
+    ABI_VERSION, DropCount, DropReason, FLOOD_CHUNK, FloodChunk, FloodPosition, MAX_MACS, MapName,
+    PeerEntry, PeerIndex, PeerState, PeerStats, ProgramName, Settings, VtepEntry, VtepKey,
+};
+use marengo_core::op::Hook;
+
+use super::{Adopted, KernelConfig, bpffs};
+
+/// The programs, as built by `cargo xtask build-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MARENGO_EBPF_OBJECT"));
+
+/// A pin directory that holds what Marengo did not put there.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the pin directory {dir} is not Marengo's: it holds {entry:?}; choose another with --pin-dir"
+)]
+pub(crate) struct PinsError {
+    dir: String,
+    entry: OsString,
+}
+
+/// The log records of the programs.
+pub(crate) type ProgramLog = EbpfLogger<&'static dyn Log>;
+
+/// What the maps hold.
+#[derive(Debug)]
+pub(super) struct ObservedMaps {
+    pub(super) settings: Option<Settings>,
+    pub(super) peers: BTreeMap<PeerIndex, PeerEntry>,
+    pub(super) vteps: BTreeMap<VtepKey, PeerIndex>,
+    pub(super) flood: BTreeMap<u32, FloodChunk>,
+}
+
+/// The loaded programs and the pinned maps that they share with earlier and later runs.
+pub(super) struct Bpf {
+    ebpf: Ebpf,
+    settings: Array<MapData, Settings>,
+    peers: HashMap<MapData, PeerIndex, PeerEntry>,
+    vteps: HashMap<MapData, VtepKey, VtepEntry>,
+    flood: HashMap<MapData, FloodPosition, FloodChunk>,
+    stats: PerCpuHashMap<MapData, PeerIndex, PeerStats>,
+    drops: PerCpuArray<MapData, DropCount>,
+    log: Option<ProgramLog>,
+}
+
+impl Bpf {
+    /// Loads the programs. Maps that an earlier run has pinned are taken over if their layout is
+    /// ours; if not, new ones take their place.
+    pub(super) fn open(config: &KernelConfig) -> Result<(Self, Adopted)> {
+        let dir = &config.pin_dir;
+        refuse_foreign(dir)?;
+        bpffs::prepare(dir)?;
+        let max_peers = config.data_plane.max_peers;
+        if let Err(misfit) = check_pinned(dir, max_peers) {
+            tracing::warn!(%misfit, "the pinned maps of an earlier run do not fit; making new ones");
+            remove_map_pins(dir)?;
+        }
+        match Self::load(config, max_peers) {
+            Ok(opened) => Ok(opened),
+            Err(error) => {
+                // Maps without a program are of no use to anybody.
+                if Hook::ALL.iter().all(|hook| !dir.join(hook.name()).exists()) {
+                    remove_pins(dir)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn load(config: &KernelConfig, max_peers: u32) -> Result<(Self, Adopted)> {
+        // Zero is below every level: the verifier then takes the log statements out.
+        let log_level = if config.debug { aya_log::Level::Debug as u8 } else { 0 };
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(aya_log::LEVEL, &log_level, true)
+            .map_max_entries(MapName::PEERS.kernel, max_peers)
+            .map_max_entries(MapName::VTEPS.kernel, max_peers)
+            .map_max_entries(MapName::STATS.kernel, max_peers)
+            .map_max_entries(MapName::MACS.kernel, MAX_MACS)
+            .map_max_entries(MapName::FLOOD.kernel, flood_entries(max_peers));
+        for name in MapName::ALL {
+            loader.map_pin_path(name.kernel, config.pin_dir.join(name.pin));
+        }
+        let mut ebpf = loader.load(OBJECT).context("the kernel refused the maps")?;
+        let log = if config.debug {
+            let logger = EbpfLogger::init(&mut ebpf).context("failed to open the programs' log")?;
+            Some(logger)
+        } else {
+            None
+        };
+        for name in [ProgramName::INGRESS, ProgramName::EGRESS] {
+            program(&mut ebpf, name)?
+                .load()
+                .with_context(|| format!("the kernel refused the program {name}"))?;
+        }
+        let mut bpf = Self {
+            settings: Array::try_from(take(&mut ebpf, MapName::SETTINGS)?)?,
+            peers: HashMap::try_from(take(&mut ebpf, MapName::PEERS)?)?,
+            vteps: HashMap::try_from(take(&mut ebpf, MapName::VTEPS)?)?,
+            flood: HashMap::try_from(take(&mut ebpf, MapName::FLOOD)?)?,
+            stats: PerCpuHashMap::try_from(take(&mut ebpf, MapName::STATS)?)?,
+            drops: PerCpuArray::try_from(take(&mut ebpf, MapName::DROPS)?)?,
+            log,
+            ebpf,
+        };
+        let adopted = bpf.adopt()?;
+        Ok((bpf, adopted))
+    }
+
+    /// Reads what an earlier run left in the maps. Slots of another family are of no use.
+    fn adopt(&mut self) -> Result<Adopted> {
+        let Some(settings) = self.read_settings()? else { return Ok(Adopted::default()) };
+        let slots = entries(self.peers.iter())?
+            .into_iter()
+            .filter(|(_, entry)| PeerState::from_byte(entry.state) == PeerState::Forwarding)
+            .map(|(index, entry)| (index, entry.address(settings.family), entry.generation))
+            .collect::<Vec<(PeerIndex, IpAddr, u32)>>();
+        Ok(Adopted { slots, generation: settings.generation })
+    }
+
+    pub(super) fn observe(&self) -> Result<ObservedMaps> {
+        Ok(ObservedMaps {
+            settings: self.read_settings()?,
+            peers: entries(self.peers.iter()).context("failed to read the peers map")?,
+            vteps: entries(self.vteps.iter())
+                .context("failed to read the vteps map")?
+                .into_iter()
+                .map(|(key, entry)| (key, entry.peer))
+                .collect(),
+            flood: entries(self.flood.iter())
+                .context("failed to read the flood map")?
+                .into_iter()
+                .map(|(key, chunk)| (key.position, chunk))
+                .collect(),
+        })
+    }
+
+    pub(super) fn write_settings(&mut self, settings: &Settings) -> Result<()> {
+        Ok(self.settings.set(0, settings, 0)?)
+    }
+
+    pub(super) fn put_peer(&mut self, index: PeerIndex, entry: &PeerEntry) -> Result<()> {
+        // Counters of whoever had the index before are not this peer's.
+        if self.peers.get(&index, 0).map_or(true, |old| old.generation != entry.generation) {
+            gone_is_fine(self.stats.remove(&index))?;
+        }
+        Ok(self.peers.insert(index, entry, 0)?)
+    }
+
+    pub(super) fn delete_peer(&mut self, index: PeerIndex) -> Result<()> {
+        gone_is_fine(self.peers.remove(&index))?;
+        gone_is_fine(self.stats.remove(&index))
+    }
+
+    pub(super) fn put_vtep(&mut self, key: &VtepKey, peer: PeerIndex) -> Result<()> {
+        Ok(self.vteps.insert(key, VtepEntry { peer, heard: 0 }, 0)?)
+    }
+
+    pub(super) fn delete_vtep(&mut self, key: &VtepKey) -> Result<()> {
+        gone_is_fine(self.vteps.remove(key))
+    }
+
+    pub(super) fn put_flood(&mut self, position: u32, chunk: &FloodChunk) -> Result<()> {
+        Ok(self.flood.insert(FloodPosition { position }, chunk, 0)?)
+    }
+
+    pub(super) fn delete_flood(&mut self, position: u32) -> Result<()> {
+        gone_is_fine(self.flood.remove(&FloodPosition { position }))
+    }
+
+    pub(super) fn peer_stats(&self) -> Result<Vec<(PeerIndex, PeerStats)>> {
+        let mut all = Vec::new();
+        for entry in self.stats.iter() {
+            let (index, values) = entry.context("failed to read the stats map")?;
+            let sum = values.iter().fold(PeerStats::default(), |sum, cpu| PeerStats {
+                tx_packets: sum.tx_packets.wrapping_add(cpu.tx_packets),
+                tx_bytes: sum.tx_bytes.wrapping_add(cpu.tx_bytes),
+                rx_packets: sum.rx_packets.wrapping_add(cpu.rx_packets),
+                rx_bytes: sum.rx_bytes.wrapping_add(cpu.rx_bytes),
+            });
+            all.push((index, sum));
+        }
+        Ok(all)
+    }
+
+    pub(super) fn heard(&self) -> Result<Vec<(VtepKey, u32)>> {
+        let vteps = entries(self.vteps.iter()).context("failed to read the vteps map")?;
+        Ok(vteps.into_iter().map(|(key, entry)| (key, entry.heard)).collect())
+    }
+
+    pub(super) fn drops(&self) -> Result<Vec<(DropReason, DropCount)>> {
+        DropReason::ALL
+            .into_iter()
+            .map(|reason| {
+                let values =
+                    self.drops.get(&(reason as u32), 0).context("failed to read the drops map")?;
+                let sum = values.iter().fold(DropCount::default(), |sum, cpu| DropCount {
+                    packets: sum.packets.wrapping_add(cpu.packets),
+                    bytes: sum.bytes.wrapping_add(cpu.bytes),
+                });
+                Ok((reason, sum))
+            })
+            .collect()
+    }
+
+    pub(super) fn take_log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
+    }
+
+    /// The program that belongs to a hook.
+    pub(super) fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
+        let name = match hook {
+            Hook::DeviceIngress => ProgramName::INGRESS,
+            Hook::DeviceEgress | Hook::BridgeEgress => ProgramName::EGRESS,
+        };
+        program(&mut self.ebpf, name)
+    }
+
+    fn read_settings(&self) -> Result<Option<Settings>> {
+        let settings = self.settings.get(&0, 0).context("failed to read the settings map")?;
+        Ok((settings.abi_version != 0).then_some(settings))
+    }
+}
+
+/// Takes every pin of ours away, and the directory if nothing else is in it. The programs and maps
+/// go with their last user.
+pub(super) fn remove_pins(dir: &Path) -> Result<()> {
+    remove_map_pins(dir)?;
+    for hook in Hook::ALL {
+        remove_file(&dir.join(hook.name()))?;
+    }
+    match fs::remove_dir(dir) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(error).with_context(|| format!("failed to remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a directory with an entry that no version of Marengo makes.
+pub(crate) fn refuse_foreign(dir: &Path) -> Result<()> {
+    let ours: BTreeSet<&str> = MapName::ALL
+        .iter()
+        .map(|name| name.pin)
+        .chain(Hook::ALL.iter().map(|hook| hook.name()))
+        .collect();
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.with_context(|| format!("failed to read {}", dir.display()))?,
+    };
+    for entry in entries {
+        let entry = entry?.file_name();
+        if !entry.to_str().is_some_and(|name| ours.contains(name)) {
+            return Err(PinsError { dir: dir.display().to_string(), entry }.into());
+        }
+    }
+    for name in MapName::ALL {
+        let path = dir.join(name.pin);
+        let foreign = path.exists()
+            && MapInfo::from_pin(&path)
+                .map_or(true, |info| info.name_as_str() != Some(name.kernel));
+        if foreign {
+            let entry = name.pin.into();
+            return Err(PinsError { dir: dir.display().to_string(), entry }.into());
+        }
+    }
+    Ok(())
+}
+
+/// Compares pinned maps with what this version makes: aya would take over anything of that name.
+fn check_pinned(dir: &Path, max_peers: u32) -> Result<()> {
+    let shape = |name: MapName| -> (u32, u32, u32) {
+        let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        match name {
+            MapName::SETTINGS => (4, size(size_of::<Settings>()), 1),
+            MapName::PEERS => (4, size(size_of::<PeerEntry>()), max_peers),
+            MapName::VTEPS => (16, size(size_of::<VtepEntry>()), max_peers),
+            MapName::MACS => (12, 16, MAX_MACS),
+            MapName::FLOOD => (4, size(size_of::<FloodChunk>()), flood_entries(max_peers)),
+            MapName::STATS => (4, size(size_of::<PeerStats>()), max_peers),
+            _ => (4, size(size_of::<DropCount>()), DropReason::SLOTS),
+        }
+    };
+    let mut found = 0;
+    for name in MapName::ALL {
+        let path = dir.join(name.pin);
+        if !path.exists() {
+            continue;
+        }
+        found += 1;
+        let info = MapInfo::from_pin(&path)?;
+        let (key, value, entries) = shape(name);
+        if (info.key_size(), info.value_size(), info.max_entries()) != (key, value, entries) {
+            return Err(anyhow!("{} has another shape", name.pin));
+        }
+    }
+    if found == 0 {
+        return Ok(());
+    }
+    if found != MapName::ALL.len() {
+        return Err(anyhow!("some of the maps are missing"));
+    }
+    let data = MapData::from_pin(dir.join(MapName::SETTINGS.pin))?;
+    let settings = Array::<_, Settings>::try_from(aya::maps::Map::Array(data))?.get(&0, 0)?;
+    if settings.abi_version == ABI_VERSION || settings.abi_version == 0 {
+        Ok(())
+    } else {
+        Err(anyhow!("they have ABI version {}, this is {ABI_VERSION}", settings.abi_version))
+    }
+}
+
+fn remove_map_pins(dir: &Path) -> Result<()> {
+    for name in MapName::ALL {
+        remove_file(&dir.join(name.pin))?;
+    }
+    Ok(())
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("failed to remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn flood_entries(max_peers: u32) -> u32 {
+    max_peers.div_ceil(u32::try_from(FLOOD_CHUNK).unwrap_or(1)).max(1)
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn take(ebpf: &mut Ebpf, name: MapName) -> Result<aya::maps::Map> {
+    ebpf.take_map(name.kernel).with_context(|| format!("no map {}", name.kernel))
+}
+
+/// Reads a whole map. An entry that goes while the map is read is not there.
+fn entries<K: Pod + Ord, V: Pod>(
+    iter: impl Iterator<Item = Result<(K, V), MapError>>,
+) -> Result<BTreeMap<K, V>, MapError> {
+    iter.filter(|entry| !matches!(entry, Err(MapError::KeyNotFound))).collect()
+}
+
+fn gone_is_fine(result: Result<(), MapError>) -> Result<()> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}

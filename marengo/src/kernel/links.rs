@@ -1,0 +1,284 @@
+//! The bridge and the VXLAN device, over rtnetlink.
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use futures_util::TryStreamExt as _;
+use marengo_common::MacAddr;
+use marengo_core::{
+    settings::IfName,
+    state::{ObservedBridge, ObservedDevice},
+};
+use nix::errno::Errno;
+use rtnetlink::{
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan,
+    packet_route::link::{
+        AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoData, InfoKind, InfoVxlan,
+        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    },
+};
+
+use super::{answered, errno};
+
+/// The link group of our device: its mark. Unlike an alias it is part of the message that makes the
+/// link (`rtnl_create_link`), so a device of ours never lacks it. The bytes spell "MARE".
+pub(crate) const GROUP: u32 = 0x4d41_5245;
+/// For people who look at `ip -d link`.
+const ALIAS: &str = "managed by marengo";
+
+/// The links of this network namespace.
+#[derive(Debug)]
+pub(crate) struct Links {
+    handle: Handle,
+    made_bridge: bool,
+}
+
+impl Links {
+    pub(crate) fn open() -> Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle, made_bridge: false })
+    }
+
+    pub(crate) async fn observe_bridge(&self, name: &IfName) -> Result<Option<ObservedBridge>> {
+        Ok(self.find(name).await?.map(|link| ObservedBridge {
+            ifindex: link.header.index,
+            is_bridge: kind(&link) == Some(&InfoKind::Bridge),
+            up: link.header.flags.contains(LinkFlags::Up),
+            mtu: mtu(&link),
+        }))
+    }
+
+    pub(crate) async fn observe_device(&self, name: &IfName) -> Result<Option<ObservedDevice>> {
+        Ok(self.find(name).await?.map(|link| {
+            let vxlan = vxlan_attributes(&link);
+            let flag = |wanted: fn(&InfoVxlan) -> Option<bool>| {
+                vxlan.iter().find_map(wanted).unwrap_or_default()
+            };
+            let external = flag(|info| match info {
+                InfoVxlan::CollectMetadata(on) => Some(*on),
+                _ => None,
+            });
+            let learning = flag(|info| match info {
+                InfoVxlan::Learning(on) => Some(*on),
+                _ => None,
+            });
+            let port = vxlan.iter().find_map(|info| match info {
+                InfoVxlan::Port(port) => Some(*port),
+                _ => None,
+            });
+            ObservedDevice {
+                ifindex: link.header.index,
+                ours: kind(&link) == Some(&InfoKind::Vxlan) && group(&link) == Some(GROUP),
+                collects_metadata: external && !learning,
+                port: port.unwrap_or_default(),
+                master: link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Controller(ifindex) => Some(*ifindex),
+                    _ => None,
+                }),
+                up: link.header.flags.contains(LinkFlags::Up),
+                mtu: mtu(&link),
+            }
+        }))
+    }
+
+    pub(super) async fn ifindex(&self, name: &IfName) -> Result<u32> {
+        let link = self.find(name).await?;
+        Ok(link.with_context(|| format!("there is no link {name}"))?.header.index)
+    }
+
+    /// Makes the bridge with a MAC address of its own: without one it would take, and change with,
+    /// its ports', and udev would write another over it (systemd's MACAddressPolicy).
+    ///
+    /// No spanning tree, which would hold frames back for 30 s, and no multicast snooping, which
+    /// without a querier in the segment loses multicast after five minutes.
+    pub(super) async fn create_bridge(&mut self, name: &IfName, mtu: u16) -> Result<()> {
+        let message = LinkMessageBuilder::<LinkBridge>::new(name.as_str())
+            .address(random_mac().0.to_vec())
+            .mtu(u32::from(mtu))
+            .stp_state(BridgeStpState::Disabled)
+            .mcast_snooping(false)
+            .build();
+        match answered("create", self.handle.link().add(message).execute()).await? {
+            // Somebody made it a moment ago: the next observation looks at it.
+            Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(()) => {
+                self.made_bridge = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes the bridge if this run made it.
+    pub(super) async fn undo_bridge(&mut self, name: &IfName) -> Result<()> {
+        if !self.made_bridge {
+            return Ok(());
+        }
+        let Some(bridge) = self.observe_bridge(name).await? else { return Ok(()) };
+        self.made_bridge = false;
+        Ok(answered("delete", self.handle.link().del(bridge.ifindex).execute()).await??)
+    }
+
+    /// Makes the device, down, and as a port of the bridge from the first moment.
+    ///
+    /// It gets no VNI: a collect-metadata device with one receives nothing (`vxlan_vs_find_vni`).
+    pub(super) async fn create_device(
+        &self,
+        name: &IfName,
+        bridge: &IfName,
+        port: u16,
+        mtu: u16,
+    ) -> Result<()> {
+        let bridge = self.ifindex(bridge).await?;
+        let message = LinkMessageBuilder::<LinkVxlan>::new(name.as_str())
+            .address(random_mac().0.to_vec())
+            .mtu(u32::from(mtu))
+            .link_group(GROUP)
+            .controller(bridge)
+            .collect_metadata(true)
+            .learning(false)
+            .port(port)
+            .build();
+        answered("create", self.handle.link().add(message).execute()).await??;
+
+        let ifindex = self.ifindex(name).await?;
+        let alias = LinkUnspec::new_with_index(ifindex).alias(ALIAS).build();
+        self.change(alias).await?;
+        // The device itself is no station: without this the host would announce a link-local
+        // address of it to all peers. A host without IPv6 has nothing to turn off.
+        let no_address = LinkUnspec::new_with_index(ifindex)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+                AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+            ])]))
+            .build();
+        match answered("change", self.handle.link().change(no_address).execute()).await? {
+            Err(error) if errno(&error) == Some(Errno::EAFNOSUPPORT) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// Removes the device if it is ours; one that is not there is gone already.
+    pub(super) async fn delete_device(&self, name: &IfName) -> Result<()> {
+        let Some(device) = self.observe_device(name).await? else { return Ok(()) };
+        if !device.ours {
+            bail!("{name} was not made by Marengo");
+        }
+        match answered("delete", self.handle.link().del(device.ifindex).execute()).await? {
+            Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    pub(super) async fn set_mtu(&self, name: &IfName, mtu: u16) -> Result<()> {
+        let ifindex = self.ifindex(name).await?;
+        self.change(LinkUnspec::new_with_index(ifindex).mtu(u32::from(mtu)).build()).await
+    }
+
+    pub(super) async fn enslave(&self, name: &IfName, bridge: &IfName) -> Result<()> {
+        let (ifindex, bridge) = (self.ifindex(name).await?, self.ifindex(bridge).await?);
+        self.change(LinkUnspec::new_with_index(ifindex).controller(bridge).build()).await
+    }
+
+    pub(super) async fn set_up(&self, name: &IfName) -> Result<()> {
+        let ifindex = self.ifindex(name).await?;
+        self.change(LinkUnspec::new_with_index(ifindex).up().build()).await
+    }
+
+    pub(super) async fn set_down(&self, name: &IfName) -> Result<()> {
+        let ifindex = self.ifindex(name).await?;
+        self.change(LinkUnspec::new_with_index(ifindex).down().build()).await
+    }
+
+    /// The names of other VXLAN devices on a UDP port.
+    pub(crate) async fn vxlan_devices_on(&self, port: u16) -> Result<Vec<String>> {
+        let links = self.handle.link().get().execute();
+        let links: Vec<LinkMessage> = answered("links", links.try_collect()).await??;
+        Ok(links
+            .iter()
+            .filter(|link| {
+                vxlan_attributes(link).contains(&InfoVxlan::Port(port))
+                    && group(link) != Some(GROUP)
+            })
+            .filter_map(|link| {
+                link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::IfName(name) => Some(name.clone()),
+                    _ => None,
+                })
+            })
+            .collect())
+    }
+
+    /// Whether the hook of a clsact filter that carries our handle is taken.
+    pub(super) async fn has_filter(&self, ifindex: u32, egress: bool, handle: u32) -> Result<bool> {
+        let index = i32::try_from(ifindex)?;
+        let filters = self.handle.traffic_filter(index).get();
+        let filters = if egress { filters.egress() } else { filters.ingress() };
+        let found: Result<Vec<_>, _> = answered("filters", filters.execute().try_collect()).await?;
+        match found {
+            Ok(filters) => {
+                Ok(filters.iter().any(|filter| u32::from(filter.header.handle) == handle))
+            }
+            // No clsact there, or no such link.
+            Err(error)
+                if matches!(errno(&error), Some(Errno::EINVAL | Errno::ENODEV | Errno::ENOENT)) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn find(&self, name: &IfName) -> Result<Option<LinkMessage>> {
+        let mut links = Box::pin(self.handle.link().get().match_name(name.as_str()).execute());
+        match answered("look up a link", links.try_next()).await? {
+            Ok(link) => Ok(link),
+            Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(anyhow!(error).context(format!("failed to look up link {name}"))),
+        }
+    }
+
+    async fn change(&self, message: LinkMessage) -> Result<()> {
+        Ok(answered("change", self.handle.link().change(message).execute()).await??)
+    }
+}
+
+fn random_mac() -> MacAddr {
+    MacAddr::local(rand::random())
+}
+
+fn mtu(link: &LinkMessage) -> u32 {
+    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    mtu.unwrap_or_default()
+}
+
+fn group(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Group(group) => Some(*group),
+        _ => None,
+    })
+}
+
+fn link_info(link: &LinkMessage) -> &[LinkInfo] {
+    let info = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(info) => Some(info.as_slice()),
+        _ => None,
+    });
+    info.unwrap_or_default()
+}
+
+fn kind(link: &LinkMessage) -> Option<&InfoKind> {
+    link_info(link).iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    })
+}
+
+fn vxlan_attributes(link: &LinkMessage) -> &[InfoVxlan] {
+    let attributes = link_info(link).iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(attributes)) => Some(attributes.as_slice()),
+        _ => None,
+    });
+    attributes.unwrap_or_default()
+}
