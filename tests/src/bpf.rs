@@ -1,0 +1,109 @@
+//! What BPF objects there are: through bpftool, and directly where it must be quick.
+
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
+
+use aya::maps::{HashMap, Map, MapData};
+use marengo_common::{FloodChunk, FloodPosition, MapName, PeerEntry, VtepEntry, VtepKey};
+use serde_json::Value;
+
+use crate::{exec, netns::Namespace, node::Node};
+
+/// The entries of a pinned map, by field name: `{"key": .., "value": ..}`, or `"values"` for a map
+/// that has one on each CPU. Panics if bpftool has no names for them.
+pub fn dump(pin: &Path) -> Vec<Value> {
+    let mut command = exec::command("bpftool");
+    let text = exec::capture(command.args(["--json", "map", "dump", "pinned"]).arg(pin));
+    let entries: Value = serde_json::from_str(&text).expect("bpftool prints JSON");
+    let entries = entries.as_array().expect("bpftool prints a list").iter();
+    entries
+        .map(|entry| {
+            let formatted = &entry["formatted"];
+            assert!(formatted.is_object(), "no field names in {}: {entry}", pin.display());
+            formatted.clone()
+        })
+        .collect()
+}
+
+/// The kernel's number of a pinned map or program.
+pub fn id(kind: &str, pin: &Path) -> u64 {
+    let mut command = exec::command("bpftool");
+    let text = exec::capture(command.args(["--json", kind, "show", "pinned"]).arg(pin));
+    let object: Value = serde_json::from_str(&text).expect("bpftool prints JSON");
+    object["id"].as_u64().expect("an object has an id")
+}
+
+/// What is attached at TCX and clsact hooks in a namespace: (device, hook, program).
+pub fn attachments(namespace: &Namespace) -> Vec<(String, String, String)> {
+    let text = namespace.run("bpftool --json net");
+    let value: Value = serde_json::from_str(&text).expect("bpftool prints JSON");
+    let word = |item: &Value, key: &str| item[key].as_str().unwrap_or_default().to_owned();
+    let items = value[0]["tc"].as_array().cloned().unwrap_or_default();
+    let mut attachments: Vec<_> = items
+        .iter()
+        .map(|item| {
+            // A clsact filter is listed as `clsact/ingress`, a TCX one as `tcx/ingress`.
+            let kind = word(item, "kind");
+            let hook = kind.rsplit('/').next().unwrap_or_default().to_owned();
+            (word(item, "devname"), hook, word(item, "name"))
+        })
+        .collect();
+    attachments.sort();
+    attachments
+}
+
+/// The maps that the daemon writes, read and changed without going through it.
+#[derive(Debug)]
+pub struct Maps {
+    pub peers: HashMap<MapData, u32, PeerEntry>,
+    pub vteps: HashMap<MapData, VtepKey, VtepEntry>,
+    pub flood: HashMap<MapData, FloodPosition, FloodChunk>,
+}
+
+impl Maps {
+    /// Opens the pinned maps of a node.
+    pub fn open(node: &Node) -> Self {
+        let pin = |name: MapName| {
+            MapData::from_pin(node.pins().join(name.pin))
+                .unwrap_or_else(|error| panic!("{} of {}: {error}", name.pin, node.name()))
+        };
+        let fits = "the map has the types of marengo-common";
+        Self {
+            peers: Map::from_map_data(pin(MapName::PEERS)).expect(fits).try_into().expect(fits),
+            vteps: Map::from_map_data(pin(MapName::VTEPS)).expect(fits).try_into().expect(fits),
+            flood: Map::from_map_data(pin(MapName::FLOOD)).expect(fits).try_into().expect(fits),
+        }
+    }
+
+    /// Whether a tunnel address is in the maps: known as a sender, and in a slot.
+    pub fn has(&self, vtep: IpAddr) -> bool {
+        let Ok(entry) = self.vteps.get(&VtepKey::new(vtep), 0) else { return false };
+        self.peers.get(&entry.peer, 0).is_ok_and(|peer| peer.vtep == VtepKey::new(vtep).vtep)
+    }
+
+    /// Whether a tunnel address is in none of the maps.
+    pub fn lacks(&self, vtep: IpAddr) -> bool {
+        let key = VtepKey::new(vtep);
+        self.vteps.get(&key, 0).is_err() && self.slots().values().all(|peer| peer.vtep != key.vtep)
+    }
+
+    /// Every slot.
+    pub fn slots(&self) -> BTreeMap<u32, PeerEntry> {
+        // An entry that went while this looked is none.
+        self.peers.iter().filter_map(Result::ok).collect()
+    }
+
+    /// The indexes on the flood list.
+    pub fn flood_list(&self) -> Vec<u32> {
+        let chunks = self.flood.iter().filter_map(Result::ok);
+        let mut list: Vec<u32> =
+            chunks.flat_map(|(_, chunk)| chunk.peers).filter(|index| *index != 0).collect();
+        list.sort_unstable();
+        list
+    }
+
+    /// Everything, for comparing.
+    pub fn content(&self) -> (BTreeMap<u32, PeerEntry>, BTreeMap<VtepKey, u32>, Vec<u32>) {
+        let vteps = self.vteps.iter().filter_map(Result::ok);
+        (self.slots(), vteps.map(|(key, entry)| (key, entry.peer)).collect(), self.flood_list())
+    }
+}
