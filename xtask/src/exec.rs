@@ -61,6 +61,18 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     if status.success() { Ok(()) } else { Err(failed(command, status)) }
 }
 
+/// As [`run`], and gives what the command wrote to stdout; its stderr is the terminal's.
+pub(crate) fn run_reading(command: &mut Command) -> Result<String> {
+    let (reader, writer) = std::io::pipe().context("failed to make a pipe")?;
+    let text = thread::spawn(move || std::io::read_to_string(reader));
+    let result = run(command.stdout(writer));
+    // The reader ends when the last writer is gone, and the command holds one.
+    command.stdout(Stdio::null());
+    let text = text.join().map_err(|_panic| anyhow!("the reader of a pipe panicked"))?;
+    result?;
+    text.with_context(|| format!("failed to read what {} printed", shown(command)))
+}
+
 /// As [`run`], in a process group of its own that is ended as a whole after `limit` or on a signal.
 pub(crate) fn run_group(command: &mut Command, limit: Duration) -> Result<()> {
     command.process_group(0);

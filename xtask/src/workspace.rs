@@ -34,10 +34,9 @@ pub(crate) fn build_binary(package: &str, release: bool) -> Result<PathBuf> {
     if release {
         build.arg("--release");
     }
-    exec::run(&mut build)?;
-    // A second, finished build tells the path, wherever flags and environment put it.
-    build.args(["--message-format", "json", "--quiet"]);
-    let messages = exec::capture(&mut build)?;
+    // The messages tell the path, wherever flags and environment put it.
+    build.args(["--message-format", "json-render-diagnostics"]);
+    let messages = exec::run_reading(&mut build)?;
     executable(&messages, package)
         .with_context(|| format!("cargo did not say where it put {package}"))
 }
