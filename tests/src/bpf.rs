@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::{
+    maps::{HashMap, Map, MapData},
+    programs::{SchedClassifier, TcAttachType},
+};
 use marengo_common::{FloodChunk, FloodPosition, MapName, PeerEntry, VtepEntry, VtepKey};
 use serde_json::Value;
 
@@ -32,23 +35,58 @@ pub fn id(kind: &str, pin: &Path) -> u64 {
     object["id"].as_u64().expect("an object has an id")
 }
 
-/// What is attached at TCX and clsact hooks in a namespace: (device, hook, program).
-pub fn attachments(namespace: &Namespace) -> Vec<(String, String, String)> {
-    let text = namespace.run("bpftool --json net");
-    let value: Value = serde_json::from_str(&text).expect("bpftool prints JSON");
-    let word = |item: &Value, key: &str| item[key].as_str().unwrap_or_default().to_owned();
-    let items = value[0]["tc"].as_array().cloned().unwrap_or_default();
-    let mut attachments: Vec<_> = items
-        .iter()
-        .map(|item| {
-            // A clsact filter is listed as `clsact/ingress`, a TCX one as `tcx/ingress`.
-            let kind = word(item, "kind");
-            let hook = kind.rsplit('/').next().unwrap_or_default().to_owned();
-            (word(item, "devname"), hook, word(item, "name"))
-        })
-        .collect();
+/// A program at a hook of a device.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Attachment {
+    pub device: String,
+    /// `ingress` or `egress`.
+    pub hook: &'static str,
+    /// The program's name.
+    pub program: String,
+    /// The kernel's number of the program.
+    pub program_id: u32,
+}
+
+impl Attachment {
+    /// Device, hook and program.
+    pub fn names(&self) -> (&str, &str, &str) {
+        (&self.device, self.hook, &self.program)
+    }
+}
+
+/// What is attached at the TCX hooks in a namespace. (The kernel is asked, because a bpftool older than
+/// 7.3 does not know TCX.)
+pub fn attachments(namespace: &Namespace) -> Vec<Attachment> {
+    let mut attachments = Vec::new();
+    for device in namespace.devices() {
+        for hook in ["ingress", "egress"] {
+            attachments.extend(attached_at(namespace, &device, hook));
+        }
+    }
     attachments.sort();
     attachments
+}
+
+/// What is attached at one TCX hook; nothing if there is no such device.
+pub fn attached_at(namespace: &Namespace, device: &str, hook: &'static str) -> Vec<Attachment> {
+    namespace.inside(|| attached_here(device, hook))
+}
+
+/// As [`attached_at`], for a thread that is inside already.
+pub fn attached_here(device: &str, hook: &'static str) -> Vec<Attachment> {
+    let attach_type = if hook == "ingress" { TcAttachType::Ingress } else { TcAttachType::Egress };
+    let Ok((_, programs)) = SchedClassifier::query_tcx(device, attach_type) else {
+        return Vec::new();
+    };
+    programs
+        .iter()
+        .map(|program| Attachment {
+            device: device.to_owned(),
+            hook,
+            program: program.name_as_str().unwrap_or_default().to_owned(),
+            program_id: program.id(),
+        })
+        .collect()
 }
 
 /// The maps that the daemon writes, read and changed without going through it.

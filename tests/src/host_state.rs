@@ -7,14 +7,17 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{bpf, node::Node};
+use crate::{
+    bpf::{self, Attachment},
+    node::Node,
+};
 
 /// Links, attachments, pins and the control socket of a node.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct HostState {
     /// (index, name, kind, up, mtu, master, alias) of each link.
     pub links: Vec<String>,
-    pub attachments: Vec<(String, String, String)>,
+    pub attachments: Vec<Attachment>,
     pub pins: Vec<PathBuf>,
     pub socket: bool,
 }

@@ -100,6 +100,14 @@ impl Namespace {
         links.get(0).cloned()
     }
 
+    /// The names of all links.
+    pub fn devices(&self) -> Vec<String> {
+        let links: Value =
+            serde_json::from_str(&self.run("ip -json link show")).expect("ip prints JSON");
+        let links = links.as_array().expect("ip prints a list").iter();
+        links.filter_map(|link| link["ifname"].as_str().map(str::to_owned)).collect()
+    }
+
     /// The index of a link; nothing if there is none.
     pub fn ifindex(&self, name: &str) -> Option<u32> {
         self.inside(|| nix::net::if_::if_nametoindex(name).ok())

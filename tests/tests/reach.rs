@@ -6,7 +6,8 @@ use std::{
 };
 
 use marengo_tests::{
-    Capture, Container, Mesh, bpf,
+    Capture, Container, Mesh,
+    bpf::{self, Attachment},
     node::{BRIDGE, DEVICE},
     packet::{self, BROADCAST, Encapsulated},
     packet_socket::PacketSocket,
@@ -184,17 +185,22 @@ fn programs_are_visible_at_the_bridge_and_at_its_port() {
     require_root!();
     let mesh = Mesh::running(2);
 
-    let at = |device: &str, hook: &str, program: &str| {
-        (device.to_owned(), hook.to_owned(), program.to_owned())
-    };
+    let attachments = bpf::attachments(&mesh.node(1).namespace);
     assert_eq!(
-        bpf::attachments(&mesh.node(1).namespace),
+        attachments.iter().map(Attachment::names).collect::<Vec<_>>(),
         [
-            at(BRIDGE, "egress", "marengo_egress"),
-            at(DEVICE, "egress", "marengo_egress"),
-            at(DEVICE, "ingress", "marengo_ingress"),
+            (BRIDGE, "egress", "marengo_egress"),
+            (DEVICE, "egress", "marengo_egress"),
+            (DEVICE, "ingress", "marengo_ingress"),
         ]
     );
+    let shown: serde_json::Value =
+        serde_json::from_str(&mesh.node(1).namespace.run("bpftool --json link show")).unwrap();
+    for attachment in &attachments {
+        let links = shown.as_array().unwrap().iter();
+        let links = links.filter(|link| link["prog_id"] == attachment.program_id).count();
+        assert!(links > 0, "`bpftool link` does not show {attachment:?}: {shown}");
+    }
     let links = mesh.node(1).namespace.link(DEVICE).unwrap();
     assert_eq!(links["linkinfo"]["info_kind"], "vxlan");
     assert_eq!(links["master"], BRIDGE);

@@ -1,0 +1,338 @@
+//! Who is a member: joining by any address, crashing, coming back, leaving.
+
+use std::{
+    fs,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use marengo_tests::{
+    Mesh, Node, bpf::Maps, http, packet::Encapsulated, require_root, requirements, view::View, wait,
+};
+
+#[test]
+fn seed_is_joined_by_any_of_its_addresses_and_by_names_that_change() {
+    require_root!();
+    let mesh = Mesh::new(4);
+    let (seed, by_other, by_name, by_port) =
+        (mesh.node(1), mesh.node(2), mesh.node(3), mesh.node(4));
+    let second = "198.51.100.1";
+    seed.namespace.ip(&format!("addr add {second}/32 dev lo"));
+    mesh.router.ip(&format!("route add {second}/32 via {}", seed.underlay()));
+    let hosts = seed.folder().join("hosts");
+    fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+    let bind = format!("mount --bind {} /etc/hosts && exec \"$0\" \"$@\"", hosts.display());
+    let own_hosts = ["unshare", "--mount", "sh", "-c", &bind];
+
+    seed.start(&[]);
+    by_other.start(&["-j", &format!("{second}:7946")]);
+    by_name.launch(&own_hosts, &["-j", "seed.marengo.test:7946"]);
+    // Another port, and an unreachable seed before the right one.
+    by_port.start(&["--bind-addr", "0.0.0.0:7000", "-j", "203.0.113.7:7946", "-j", &seed.seed()]);
+
+    by_other.wait_until("it joined", Duration::from_secs(5), |view| view.alive().len() >= 3);
+    by_port.wait_until("it joined", Duration::from_secs(5), |view| view.alive().len() >= 3);
+    by_name.wait_answers();
+    assert_eq!(by_name.view().alive(), ["node-3"]);
+
+    // The name gets an address while the daemon runs.
+    fs::write(&hosts, format!("127.0.0.1 localhost\n{second} seed.marengo.test\n")).unwrap();
+    wait::until("the named seed is joined", Duration::from_secs(40), || {
+        by_name.view().alive().len() == 4
+    });
+    mesh.wait_converged();
+    // Whatever it was asked by, everybody knows the seed by the address that it advertises.
+    for node in [by_other, by_name, by_port] {
+        assert_eq!(member(node.view(), "node-1")["address"], seed.seed());
+    }
+    assert_eq!(member(seed.view(), "node-4")["address"], format!("{}:7000", by_port.underlay()));
+}
+
+#[test]
+fn underlay_may_be_ipv6() {
+    require_root!();
+    let mesh = Mesh::new(3);
+    let seed = format!("[{}]:7946", mesh.node(1).underlay6());
+    for node in mesh.nodes() {
+        let own = node.underlay6().to_string();
+        let mut args = vec!["--advertise-addr", &own];
+        if node.name() != "node-1" {
+            args.extend(["-j", &seed]);
+        }
+        node.launch(&[], &args);
+    }
+    mesh.wait_converged();
+    for node in mesh.nodes() {
+        node.address_bridge();
+        assert_eq!(node.view().status()["mtu"], 1430);
+        assert_eq!(node.view().status()["vtep"], node.underlay6().to_string());
+    }
+
+    let cable = marengo_tests::Capture::start(&mesh.router, &mesh.node(1).cable());
+    for node in [2, 3] {
+        let (v4, v6) = (mesh.node(node).overlay(), mesh.node(node).overlay6());
+        assert!(mesh.node(1).namespace.pings(&v4.to_string(), 2));
+        assert!(mesh.node(1).namespace.pings(&v6.to_string(), 2));
+    }
+    let frames = cable.frames();
+    let sent = frames.iter().filter(|frame| !frame.outgoing);
+    let sources: Vec<IpAddr> =
+        sent.filter_map(|frame| Some(Encapsulated::parse(&frame.bytes)?.source)).collect();
+    let own = IpAddr::V6(mesh.node(1).underlay6());
+    assert!(sources.len() >= 8 && sources.iter().all(|source| *source == own), "{sources:?}");
+}
+
+#[test]
+fn vtep_on_the_loopback_device_and_a_wildcard_with_one_advertised_work() {
+    require_root!();
+    let mesh = Mesh::new(2);
+    for (node, address) in mesh.nodes().zip(["198.51.100.1", "198.51.100.2"]) {
+        node.namespace.ip(&format!("addr add {address}/32 dev lo"));
+        mesh.router.ip(&format!("route add {address}/32 via {}", node.underlay()));
+        let mut args = vec!["--bind-addr", "0.0.0.0", "--advertise-addr", address];
+        if address != "198.51.100.1" {
+            args.extend(["-j", "198.51.100.1:7946"]);
+        }
+        node.launch(&[], &args);
+    }
+    mesh.wait_converged();
+    for (node, address) in mesh.nodes().zip(["198.51.100.1", "198.51.100.2"]) {
+        assert_eq!(node.view().status()["vtep"], address);
+        node.address_bridge();
+    }
+
+    assert!(mesh.node(1).namespace.pings(&mesh.node(2).overlay().to_string(), 2));
+    let status = mesh.node(1).view().status();
+    assert_eq!(
+        status["mtu"], 1450,
+        "the way to the peers counts, not the loopback device: {status}"
+    );
+}
+
+#[test]
+fn seed_that_is_unreachable_at_first_is_joined_when_it_is_there() {
+    require_root!();
+    let mesh = Mesh::new(2);
+    mesh.node(2).start(&["-j", &mesh.node(1).seed()]);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(mesh.node(2).is_running());
+
+    mesh.node(1).start(&[]);
+
+    mesh.node(2).wait_until("it joined", Duration::from_secs(10), |view| {
+        view.alive() == ["node-1", "node-2"]
+    });
+    let joined = mesh.node(2).log();
+    assert!(joined.contains("event=member-up"), "{joined}");
+}
+
+#[test]
+fn another_cluster_is_refused_in_a_sentence_that_names_both() {
+    require_root!();
+    let mesh = Mesh::new(2);
+    let (one, two) = (mesh.node(1), mesh.node(2));
+    one.start(&["--cluster", "blue"]);
+
+    two.start(&["--cluster", "green", "-j", &one.seed()]);
+
+    wait::until("a line about the refusal", Duration::from_secs(5), || {
+        two.log().lines().any(|line| line.contains("blue") && line.contains("green"))
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(one.view().alive(), ["node-1"]);
+    assert_eq!(two.view().alive(), ["node-2"]);
+    let lines = two.log().lines().filter(|line| line.contains("green")).count();
+    assert!(lines <= 4, "the same refusal again and again: {}", two.log());
+
+    // The exchange over HTTP tells it apart as well.
+    let answer = http::raw_tcp(
+        &two.namespace,
+        one.listen_address(),
+        b"GET /v1/node HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    )
+    .unwrap();
+    assert_eq!(answer.json()["cluster"], "blue", "{}", answer.body);
+}
+
+#[test]
+fn crashed_node_is_off_every_map_in_6_s_and_back_in_3_s_of_its_start() {
+    require_root!();
+    let mesh = Mesh::within(3, Duration::from_mins(10));
+    mesh.start_all(&[]);
+    let (one, two, three) = (mesh.node(1), mesh.node(2), mesh.node(3));
+    let others = [Maps::open(one), Maps::open(two)];
+    let vtep = IpAddr::V4(three.underlay());
+
+    for run in 1..=requirements::runs(2) {
+        three.kill();
+        three.cut_link();
+        let off = wait::until("node 3 is off every map", Duration::from_secs(10), || {
+            others.iter().all(|maps| maps.lacks(vtep))
+        });
+        assert!(off <= Duration::from_secs(6), "run {run}: off after {off:?}");
+        assert_eq!(one.view().state_of("node-3").as_deref(), Some("down"));
+        assert!(one.view().peer("node-3").is_none());
+        assert_eq!(others[0].flood_list().len(), 1);
+
+        three.restore_link();
+        // The same address, and no -j: it is the others who know it.
+        let join = if run % 2 == 0 { vec![] } else { vec!["-j".to_owned(), one.seed()] };
+        let join: Vec<&str> = join.iter().map(String::as_str).collect();
+        let start = Instant::now();
+        three.launch(&[], &join);
+        wait::until("node 3 is back in every map", Duration::from_secs(20), || {
+            others.iter().all(|maps| maps.has(vtep)) && three.pins().join("vteps").exists() && {
+                let its = Maps::open(three);
+                [one, two].iter().all(|node| its.has(IpAddr::V4(node.underlay())))
+            }
+        });
+        let back = start.elapsed();
+        println!("run {run}: off after {off:?}, back after {back:?}");
+        // Without a seed it waits until the others try it again.
+        let limit = if join.is_empty() { 10 } else { 3 };
+        assert!(back <= Duration::from_secs(limit), "run {run}: back after {back:?}");
+        assert!(one.namespace.pings(&three.overlay().to_string(), 1));
+    }
+}
+
+#[test]
+fn departure_is_known_everywhere_in_500_ms_and_arrival_is_in_the_maps_at_once() {
+    require_root!();
+    let mesh = Mesh::running(3);
+    let (one, two, three) = (mesh.node(1), mesh.node(2), mesh.node(3));
+    let others = [Maps::open(one), Maps::open(two)];
+    let vtep = IpAddr::V4(three.underlay());
+    for run in 1..=requirements::runs(3) {
+        let start = Instant::now();
+        three.signal(nix::sys::signal::Signal::SIGTERM);
+        wait::until("node 3 is off every map", Duration::from_secs(5), || {
+            others.iter().all(|maps| maps.lacks(vtep))
+        });
+        let left = start.elapsed();
+        for node in [one, two] {
+            assert_eq!(node.view().state_of("node-3").as_deref(), Some("left"));
+        }
+        assert!(left <= Duration::from_millis(500), "run {run}: left after {left:?}");
+        assert!(three.wait_ended(Duration::from_secs(10)).success());
+
+        three.launch(&[], &["-j", &one.seed()]);
+        let mut event = None;
+        let mut mapped = None;
+        wait::until("node 3 is in the map", Duration::from_secs(5), || {
+            if event.is_none() && one.view().state_of("node-3").as_deref() == Some("alive") {
+                event = Some(Instant::now());
+            }
+            if mapped.is_none() && others[0].has(vtep) {
+                mapped = Some(Instant::now());
+            }
+            event.is_some() && mapped.is_some()
+        });
+        let late = mapped.unwrap().saturating_duration_since(event.unwrap());
+        println!("run {run}: left after {left:?}, mapped {late:?} after the event");
+        assert!(late <= Duration::from_millis(500), "run {run}: mapped {late:?} after the event");
+        mesh.wait_converged();
+    }
+}
+
+#[test]
+fn commands_print_what_the_contract_says_and_exit_3_without_a_daemon() {
+    require_root!();
+    let mesh = Mesh::running(2);
+    let one = mesh.node(1);
+
+    let json = |command: &str| -> serde_json::Value {
+        let ended = one.cli(&[command, "--json"]);
+        assert_eq!(ended.code, Some(0), "{command}: {}", ended.stderr);
+        serde_json::from_str(&ended.stdout).unwrap()
+    };
+    let members = json("members");
+    let members = members.as_array().unwrap();
+    assert_eq!(members.len(), 2);
+    for (number, member) in (1..).zip(members) {
+        let node: &Node = mesh.node(number);
+        assert_eq!(member["name"], node.name());
+        assert_eq!(member["address"], node.seed());
+        assert_eq!(member["vtep"], node.underlay().to_string());
+        assert_eq!(member["state"], "alive");
+    }
+    let peers = json("peers");
+    assert_eq!(peers.as_array().unwrap().len(), 1);
+    assert_eq!(peers[0]["name"], "node-2");
+    assert_eq!(peers[0]["vtep"], mesh.node(2).underlay().to_string());
+    for number in ["index", "generation", "tx_packets", "tx_bytes", "rx_packets", "rx_bytes"] {
+        assert!(peers[0][number].is_u64(), "{number} in {peers}");
+    }
+    assert!(peers[0]["state"].is_string());
+    let status = json("status");
+    assert_eq!(status["node"], "node-1");
+    assert_eq!(status["vni"], 1024);
+    assert_eq!(status["mtu"], 1450);
+    assert_eq!(status["converged"], true);
+    assert_eq!(status["repairs"], 0, "an undisturbed start repairs nothing: {status}");
+    assert!(status["version"].is_string() && status["drops"].is_object());
+    assert!(json("version").to_string().contains(status["version"].as_str().unwrap()));
+
+    // For people: one line a member under a head, columns aligned. Global flags before or after.
+    let table = one.cli(&["members"]).stdout;
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    let columns: Vec<Option<usize>> = lines[1..].iter().map(|line| line.find("192.0.2.")).collect();
+    assert!(columns[0].is_some() && columns[0] == columns[1], "{table}");
+    assert_eq!(one.cli(&["-D", "peers"]).code, Some(0));
+    assert_eq!(one.cli(&["status", "-D"]).code, Some(0));
+    assert!(one.cli(&["version"]).stdout.contains(status["version"].as_str().unwrap()));
+
+    one.stop();
+    for command in ["members", "peers", "status", "version"] {
+        for json in [&[command][..], &[command, "--json"]] {
+            let ended = one.cli(json);
+            assert_eq!(ended.code, Some(3), "{command} without a daemon: {ended:?}");
+            assert_eq!(ended.stderr.trim_end().lines().count(), 1, "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn log_tells_the_events_as_text_or_json() {
+    require_root!();
+    let mesh = Mesh::new(2);
+    let (one, two) = (mesh.node(1), mesh.node(2));
+    one.start(&["-D"]);
+    two.start(&["--log-format", "json", "-j", &one.seed()]);
+    mesh.wait_converged();
+    one.address_bridge();
+    two.address_bridge();
+    assert!(one.namespace.pings(&two.overlay().to_string(), 1));
+    two.stop();
+    one.wait_until("node 2 has left", Duration::from_secs(5), |view| {
+        view.state_of("node-2").as_deref() == Some("left")
+    });
+    // A broadcast without anybody to send it to is dropped, and with -D the program itself says so.
+    assert!(!one.namespace.pings("10.42.0.77", 1));
+
+    let text = one.log();
+    for words in [
+        &["version=", "marengo"][..],
+        &["cluster event", "event=member-up", "node=node-2", "vtep=192.0.2.5"],
+        &["event=member-left", "node=node-2"],
+        &["converged", "peers=1"],
+        &["dropped, reason 6"],
+    ] {
+        let found = text.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(found, "no line with {words:?} in\n{text}");
+    }
+    let mut events = 0;
+    for line in two.log().lines() {
+        let line: serde_json::Value = serde_json::from_str(line)
+            .unwrap_or_else(|error| panic!("a line that is no JSON ({error}): {line}"));
+        events += usize::from(line.to_string().contains("member-up"));
+    }
+    assert_eq!(events, 1, "{}", two.log());
+    assert!(!two.log().contains("dropped, reason"), "programs are silent without -D");
+}
+
+fn member(view: View<'_>, name: &str) -> serde_json::Value {
+    let members = view.members();
+    let member = members.iter().find(|member| member["name"] == name).cloned();
+    member.unwrap_or_else(|| panic!("no {name} in {members:?}"))
+}
