@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    os::unix::process::CommandExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::mpsc,
@@ -136,7 +136,11 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
     let output = capture_any(command)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        return Err(failed(command, output.status).context(said.trim().to_owned()));
+        let error = failed(command, output.status);
+        return Err(match said.trim() {
+            "" => error,
+            said => error.context(said.to_owned()),
+        });
     }
     String::from_utf8(output.stdout)
         .with_context(|| format!("{} printed something that is not UTF-8", shown(command)))
@@ -146,6 +150,16 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
 pub(crate) fn capture_any(command: &mut Command) -> Result<Output> {
     // Its own group keeps the terminal's Ctrl-C from ending it half-way.
     command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
+    loop {
+        let output = capture_once(command)?;
+        // Ctrl-C met the child between its fork and its leaving our group: it has done nothing yet.
+        if output.status.signal() != Some(Signal::SIGINT as i32) {
+            return Ok(output);
+        }
+    }
+}
+
+fn capture_once(command: &mut Command) -> Result<Output> {
     let child = command.spawn().with_context(|| format!("failed to start {}", shown(command)))?;
     let pid = pid_of(&child);
     let (done, finished) = mpsc::channel();

@@ -53,10 +53,12 @@ impl Xtask {
 fn main() -> ExitCode {
     match stop::install().and_then(|()| Xtask::parse().run()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<stop::Interrupted>() => ExitCode::from(130),
         Err(error) => {
-            eprintln!("cargo xtask: {error:#}");
-            ExitCode::FAILURE
+            if !error.is::<stop::Interrupted>() {
+                eprintln!("cargo xtask: {error:#}");
+            }
+            // 128 + SIGINT, as shells have it.
+            if stop::requested() { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
     }
 }
