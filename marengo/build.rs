@@ -8,7 +8,7 @@ use std::{
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
-    let root = root.parent().unwrap_or(Path::new(".")).to_owned();
+    let root = root.parent().map_or_else(PathBuf::new, Path::to_owned);
     ebpf_object(&root);
     commit(&root);
 }

@@ -30,7 +30,7 @@ pub struct Slot {
 /// All slots, and the flood list over them.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Slots {
-    slots: BTreeMap<PeerIndex, Slot>,
+    by_index: BTreeMap<PeerIndex, Slot>,
     /// Positions of the flood list. A peer that goes leaves its position to the last one, so that
     /// its departure changes two entries at most.
     flood: Vec<PeerIndex>,
@@ -56,8 +56,8 @@ impl Slots {
         self.generation = self.generation.max(generation);
         for (index, vtep, generation) in slots {
             self.generation = self.generation.max(generation);
-            if index != 0 && self.slots.len() < self.max_peers {
-                self.slots.insert(index, Slot { name: None, vtep, generation });
+            if index != 0 && self.by_index.len() < self.max_peers {
+                self.by_index.insert(index, Slot { name: None, vtep, generation });
                 self.flood.push(index);
             }
         }
@@ -69,9 +69,9 @@ impl Slots {
     /// address. An adopted slot goes to the peer at its address. Takes O(n log n).
     pub fn assign(&mut self, peers: &PeerTable, keep_adopted: bool) {
         let by_address: BTreeMap<(IpAddr, Option<NodeName>), PeerIndex> =
-            self.slots.iter().map(|(index, slot)| ((slot.vtep, slot.name), *index)).collect();
+            self.by_index.iter().map(|(index, slot)| ((slot.vtep, slot.name), *index)).collect();
         let by_name: BTreeSet<(NodeName, PeerIndex)> =
-            self.slots.iter().filter_map(|(index, slot)| Some((slot.name?, *index))).collect();
+            self.by_index.iter().filter_map(|(index, slot)| Some((slot.name?, *index))).collect();
 
         let mut taken = BTreeSet::new();
         let mut moved = Vec::new();
@@ -98,7 +98,7 @@ impl Slots {
             }
         }
         let gone: Vec<PeerIndex> = self
-            .slots
+            .by_index
             .iter()
             .filter(|(index, slot)| {
                 !(taken.contains(*index) || keep_adopted && slot.name.is_none())
@@ -111,7 +111,7 @@ impl Slots {
         self.without_slot.clear();
         let mut free = 1;
         for peer in new {
-            while self.slots.contains_key(&free) {
+            while self.by_index.contains_key(&free) {
                 free += 1;
             }
             self.add(free, peer);
@@ -120,7 +120,7 @@ impl Slots {
 
     /// The slots by index.
     pub fn iter(&self) -> impl Iterator<Item = (PeerIndex, &Slot)> {
-        self.slots.iter().map(|(index, slot)| (*index, slot))
+        self.by_index.iter().map(|(index, slot)| (*index, slot))
     }
 
     /// The highest generation that was ever given out.
@@ -146,14 +146,14 @@ impl Slots {
     }
 
     fn place(&mut self, index: PeerIndex, peer: &Identity) {
-        if let Some(slot) = self.slots.get_mut(&index) {
+        if let Some(slot) = self.by_index.get_mut(&index) {
             slot.name = Some(peer.name);
             slot.vtep = peer.vtep;
         }
     }
 
     fn add(&mut self, index: PeerIndex, peer: &Identity) {
-        if self.slots.len() >= self.max_peers {
+        if self.by_index.len() >= self.max_peers {
             self.without_slot.push(peer.name);
             return;
         }
@@ -161,12 +161,12 @@ impl Slots {
         // taken for a later one's only if it were still in the LRU table.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let generation = self.generation;
-        self.slots.insert(index, Slot { name: Some(peer.name), vtep: peer.vtep, generation });
+        self.by_index.insert(index, Slot { name: Some(peer.name), vtep: peer.vtep, generation });
         self.flood.push(index);
     }
 
     fn free(&mut self, index: PeerIndex) {
-        self.slots.remove(&index);
+        self.by_index.remove(&index);
         if let Some(position) = self.flood.iter().position(|other| *other == index) {
             self.flood.swap_remove(position);
         }

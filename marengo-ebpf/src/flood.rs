@@ -36,17 +36,11 @@ struct Walk {
 /// more, where its key tells that it is done. That works because the device has no queue.
 #[inline(always)]
 pub(crate) fn to_all_peers(ctx: &TcContext, settings: &Settings) -> Result<(), DropReason> {
-    let mut walk =
-        Walk { skb: ctx.skb.skb, settings: *settings, pending: 0, vtep: [0; 16] };
+    let mut walk = Walk { skb: ctx.skb.skb, settings: *settings, pending: 0, vtep: [0; 16] };
 
     // SAFETY: the callback takes the context that is passed beside it, and does not keep it.
     unsafe {
-        bpf_loop(
-            MAX_CHUNKS,
-            visit_chunk as *const () as *mut c_void,
-            (&raw mut walk).cast(),
-            0,
-        );
+        bpf_loop(MAX_CHUNKS, visit_chunk as *const () as *mut c_void, (&raw mut walk).cast(), 0);
     }
 
     if walk.pending == 0 {
@@ -97,8 +91,7 @@ fn visit_peer(walk: &mut Walk, index: u32, peer: &PeerEntry) {
         return;
     }
     // SAFETY: the context is the program's own.
-    let result =
-        unsafe { bpf_clone_redirect(walk.skb, walk.settings.vxlan_ifindex, 0) };
+    let result = unsafe { bpf_clone_redirect(walk.skb, walk.settings.vxlan_ifindex, 0) };
     if result == 0 {
         count::sent(previous, len);
     } else {

@@ -2,6 +2,7 @@
 //! can be decided earlier, the daemon decides and leaves in a map.
 #![no_std]
 #![no_main]
+#![expect(unreachable_pub, reason = "programs are found by their symbol")]
 
 mod count;
 mod egress;
@@ -39,7 +40,7 @@ fn verdict(ctx: &TcContext, result: Result<(), DropReason>) -> i32 {
         Ok(()) => TC_ACT_UNSPEC,
         Err(reason) => {
             count::dropped(reason, ctx.len());
-            debug!(ctx, "frame of {} bytes dropped, reason {}", ctx.len(), reason as u32);
+            debug!(ctx, "frame of {} bytes dropped: {}", ctx.len(), reason.label());
             TC_ACT_SHOT
         }
     }

@@ -119,7 +119,9 @@ pub(crate) async fn status(config: &GlobalConfig, output: Output) -> Result<(), 
             rows.push(("no room for", status.peers_without_slot.join(", ")));
         }
         rows.extend(status.conflicts.iter().map(|conflict| ("conflict", conflict.clone())));
-        rows.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect()
+        let lines: Vec<String> =
+            rows.iter().map(|(name, value)| format!("{name:<12}{value}")).collect();
+        lines.join("\n") + "\n"
     })
 }
 

@@ -134,7 +134,7 @@ impl ServerConfig {
         let default_bridge = || IfName::new("marengo");
         let bridge = args.bridge.or(file.bridge).map_or_else(default_bridge, Ok);
         let bridge = bridge.or_failure(Kind::Config)?;
-        let device = IfName::overlay_device(&bridge).map_err(|_| {
+        let device = IfName::overlay_device(&bridge).map_err(|_too_long| {
             let message = format!(
                 "--bridge {bridge} is too long: the VXLAN device is called ol-{bridge}, and a name \
                  has 15 bytes at most"
@@ -159,7 +159,7 @@ impl ServerConfig {
             return Err(Failure::new(Kind::Config, "--vxlan-port 0: expected 1 to 65535"));
         }
         let seconds = |interval: Option<Interval>, default| {
-            interval.map_or(Duration::from_secs(default), |interval| interval.0)
+            interval.map_or_else(|| Duration::from_secs(default), |interval| interval.0)
         };
         Ok(Self {
             global,
@@ -276,13 +276,10 @@ mod tests {
     #[test]
     fn every_key_of_the_sample_is_known_and_means_the_default() {
         let sample = include_str!("../../packaging/config.toml");
-        let uncommented: String = sample
-            .lines()
-            .map(|line| line.strip_prefix("#: ").unwrap_or(line))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let uncommented: Vec<&str> =
+            sample.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).collect();
 
-        let file: ConfigFile = toml::from_str(&uncommented).unwrap();
+        let file: ConfigFile = toml::from_str(&uncommented.join("\n")).unwrap();
 
         assert_eq!(file.vni.map(|vni| vni.0.get()), Some(1024));
         assert_eq!(file.node_timeout, Some(Interval(Duration::from_secs(3))));

@@ -191,6 +191,9 @@ impl Converge {
     }
 
     async fn converge(&mut self, cause: Cause) -> anyhow::Result<usize> {
+        if cause == Cause::Membership {
+            debug!(peers = self.peer_names(), "current peers");
+        }
         let vteps: Vec<IpAddr> = self.slots.iter().map(|(_, slot)| slot.vtep).collect();
         let observed = self.kernel.observe(&vteps).await?;
         let want = desired(&self.data_plane, &self.slots, observed.underlay_mtu);
@@ -209,8 +212,7 @@ impl Converge {
         self.settled = None;
         self.apply(&plan.ops, &observed).await?;
         if !plan.ops.is_empty() || cause == Cause::Membership {
-            let peers: Vec<String> = self.slots.iter().map(|(_, slot)| slot_name(slot)).collect();
-            debug!(?cause, ops = plan.ops.len(), peers = peers.join(","),
+            debug!(?cause, ops = plan.ops.len(), peers = self.peer_names(),
                 tunnels = %self.data_plane.device, "converged");
         }
         self.settled = Some(want);
@@ -241,12 +243,14 @@ impl Converge {
 
     /// Nothing stands at the door: close it.
     async fn close_device(&mut self) {
+        let device = &self.data_plane.device;
         match self.kernel.apply(&Op::SetDeviceDown).await {
-            Ok(()) => error!(device = %self.data_plane.device,
-                "the ingress program is not in place; took the device down"),
+            Ok(()) => {
+                error!(%device, "the ingress program is not in place; took the device down");
+            }
             Err(failure) => {
-                error!(device = %self.data_plane.device, error = format!("{failure:#}"),
-                "the ingress program is not in place, and the device could not be taken down")
+                let error = format!("{failure:#}");
+                error!(%device, error, "the ingress program is not in place; the device stays up");
             }
         }
     }
@@ -273,6 +277,11 @@ impl Converge {
                 answer.send(self.status()).ok();
             }
         }
+    }
+
+    fn peer_names(&self) -> String {
+        let names: Vec<String> = self.slots.iter().map(|(_, slot)| slot_name(slot)).collect();
+        names.join(",")
     }
 
     fn status(&self) -> DataPlaneStatus {
@@ -329,8 +338,9 @@ fn monotonic_now() -> Duration {
 
 /// Seconds between a coarse time in the `vteps` map and now, with the coarse clock's precision.
 fn seconds_since(now: Duration, heard: u32) -> f64 {
-    let now = (now.as_nanos() >> VtepEntry::HEARD_SHIFT) as u32;
-    let ticks = now.wrapping_sub(heard);
+    // The coarse clock wraps like the programs' does: only its low 32 bits count.
+    let coarse = (now.as_nanos() >> VtepEntry::HEARD_SHIFT) & u128::from(u32::MAX);
+    let ticks = u32::try_from(coarse).unwrap_or_default().wrapping_sub(heard);
     let tick = Duration::from_nanos(1 << VtepEntry::HEARD_SHIFT);
     (tick * ticks).as_secs_f64()
 }

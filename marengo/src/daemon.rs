@@ -70,7 +70,8 @@ pub(crate) async fn run(config: ServerConfig) -> Result<(), Failure> {
     }
     let daemon = match Daemon::start(&config, ready, converge) {
         Ok(daemon) => daemon,
-        Err((converge, failure)) => {
+        Err(failed) => {
+            let (converge, failure) = *failed;
             give_up(converge).await;
             return Err(failure);
         }
@@ -96,7 +97,7 @@ async fn open_data_plane(config: &ServerConfig, ready: &mut Ready) -> Result<Con
         debug: config.global.debug,
         attach: config.attach,
     };
-    let (kernel, adopted) = Kernel::open(kernel).map_err(refused_programs)?;
+    let (kernel, adopted) = Kernel::open(kernel).map_err(|error| refused_programs(&error))?;
     ready.lock.hold_pin_dir(&config.pin_dir)?;
     if !adopted.slots.is_empty() {
         info!(peers = adopted.slots.len(), "took over the data plane of an earlier run");
@@ -119,11 +120,11 @@ async fn give_up(converge: Converge) {
     }
 }
 
-fn refused_programs(error: anyhow::Error) -> Failure {
+fn refused_programs(error: &anyhow::Error) -> Failure {
     if error.downcast_ref::<PinsError>().is_some() {
         return Failure::new(Kind::Foreign, format!("{error:#}"));
     }
-    let (kind, remedy) = match root_errno(&error) {
+    let (kind, remedy) = match root_errno(error) {
         Some(Errno::EPERM | Errno::EACCES) => (
             Kind::Permission,
             "run marengo as root, and see that neither lockdown nor a seccomp filter forbids bpf(2)",
@@ -175,7 +176,7 @@ impl Daemon {
         config: &ServerConfig,
         ready: Ready,
         mut converge: Converge,
-    ) -> Result<Self, (Converge, Failure)> {
+    ) -> Result<Self, Box<(Converge, Failure)>> {
         let Ready { addresses, gossip, http: listener, control, lock } = ready;
         let ControlSocket { listener: control_listener, file } = control;
         let opened = (|| {
@@ -187,14 +188,14 @@ impl Daemon {
         })();
         let (socket, listener, control_listener, monitor) = match opened {
             Ok(opened) => opened,
-            Err(error) => return Err((converge, error.into())),
+            Err(error) => return Err(Box::new((converge, error.into()))),
         };
         let identity = match identity(config, addresses) {
             Ok(identity) => identity,
-            Err(failure) => return Err((converge, failure)),
+            Err(failure) => return Err(Box::new((converge, failure))),
         };
         let mut membership = MembershipConfig::new(config.cluster);
-        membership.version = crate::version::VERSION.to_owned();
+        crate::version::VERSION.clone_into(&mut membership.version);
         membership.node_timeout = config.node_timeout;
         let (gossip, gossip_requests, peers) =
             Gossip::new(membership, identity, socket, config.join.clone());

@@ -64,7 +64,9 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::BenchProgram { peers, output } => {
             runtime.block_on(bench::program(*peers, *output))
         }
-        Command::BenchMembers { members, output } => bench::members(*members, *output),
+        Command::BenchMembers { members, output } => {
+            runtime.block_on(bench::members(*members, *output))
+        }
         command => {
             let config = GlobalConfig::load(&cli.global)?;
             telemetry::start(config.debug, config.log_format);

@@ -43,7 +43,7 @@ pub(crate) async fn check(config: &ServerConfig) -> Result<Ready, Failure> {
     lock.hold_pin_dir(&config.pin_dir)?;
     kernel::bpf::refuse_foreign(&config.pin_dir).or_failure(Kind::Foreign)?;
     let has_device = links(config).await?;
-    let control = socket::bind(&config.global.socket).await?;
+    let control = socket::bind(&config.global.socket)?;
     let gossip = gossip_socket(addresses.bind)?;
     let http = http_socket(addresses.listen)?;
     if !has_device {

@@ -22,8 +22,12 @@ use crate::values::LogFormat;
 
 /// Starts the log. `MARENGO_LOG` (a filter as in `RUST_LOG`) wins over `debug`.
 pub(crate) fn start(debug: bool, format: LogFormat) {
-    let default =
-        if debug { "info,marengo=debug,marengo_core=debug,marengo_ebpf=debug" } else { "info" };
+    // netlink-proto warns of each report that comes while a connection closes.
+    let default = if debug {
+        "info,netlink_proto=error,marengo=debug,marengo_core=debug,marengo_ebpf=debug"
+    } else {
+        "info,netlink_proto=error"
+    };
     let filter = EnvFilter::try_from_env("MARENGO_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let layer = match format {

@@ -32,7 +32,7 @@ impl FromStr for Seed {
         }
         let wrong = || format!("{text:?} is no seed: expected ip:port, [ip6]:port or name:port");
         let (name, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        let port = port.parse().map_err(|_| wrong())?;
+        let port = port.parse().map_err(|_err| wrong())?;
         let named = !name.is_empty()
             && name.len() <= 253
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
@@ -84,8 +84,8 @@ impl FromStr for Interval {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong =
             || format!("{text:?} is no duration: expected a number and a unit, as in 3s or 500ms");
-        let duration = humantime::parse_duration(text).map_err(|_| wrong())?;
-        let bounds = Duration::from_millis(100)..=Duration::from_secs(3600);
+        let duration = humantime::parse_duration(text).map_err(|_err| wrong())?;
+        let bounds = Duration::from_millis(100)..=Duration::from_hours(1);
         if bounds.contains(&duration) {
             Ok(Self(duration))
         } else {
@@ -118,7 +118,7 @@ impl FromStr for VniArg {
     fn from_str(text: &str) -> Result<Self, String> {
         let id: u32 = text
             .parse()
-            .map_err(|_| format!("{text:?} is no VNI: expected a number from 1 to {}", Vni::MAX))?;
+            .map_err(|_err| format!("{text:?} is no VNI: expected a number from 1 to {}", Vni::MAX))?;
         Vni::new(id).map(Self).map_err(|error| error.to_string())
     }
 }

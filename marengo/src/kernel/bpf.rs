@@ -188,7 +188,7 @@ impl Bpf {
 
     pub(super) fn peer_stats(&self) -> Result<Vec<(PeerIndex, PeerStats)>> {
         let mut all = Vec::new();
-        for entry in self.stats.iter() {
+        for entry in &self.stats {
             let (index, values) = entry.context("failed to read the stats map")?;
             let sum = values.iter().fold(PeerStats::default(), |sum, cpu| PeerStats {
                 tx_packets: sum.tx_packets.wrapping_add(cpu.tx_packets),
@@ -242,7 +242,7 @@ impl Bpf {
 
 /// Takes every pin of ours away, and the directory if nothing else is in it. The programs and maps
 /// go with their last user.
-pub(super) fn remove_pins(dir: &Path) -> Result<()> {
+pub(crate) fn remove_pins(dir: &Path) -> Result<()> {
     remove_map_pins(dir)?;
     for hook in Hook::ALL {
         remove_file(&dir.join(hook.name()))?;

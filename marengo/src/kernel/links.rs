@@ -93,7 +93,6 @@ impl Links {
     pub(super) async fn create_bridge(&mut self, name: &IfName, mtu: u16) -> Result<()> {
         let message = LinkMessageBuilder::<LinkBridge>::new(name.as_str())
             .address(random_mac().0.to_vec())
-            .mtu(u32::from(mtu))
             .stp_state(BridgeStpState::Disabled)
             .mcast_snooping(false)
             .build();
@@ -103,7 +102,10 @@ impl Links {
             Err(error) => Err(error.into()),
             Ok(()) => {
                 self.made_bridge = true;
-                Ok(())
+                // Not in the message that makes it: only a change is remembered as somebody's wish
+                // (`br_change_mtu`), and without one the MTU follows the ports, also when the last
+                // of ours goes.
+                self.set_mtu(name, mtu).await
             }
         }
     }

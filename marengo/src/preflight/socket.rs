@@ -32,7 +32,7 @@ impl Drop for SocketFile {
 }
 
 /// Binds the socket with mode 0660.
-pub(super) async fn bind(socket: &SocketPath) -> Result<ControlSocket, Failure> {
+pub(super) fn bind(socket: &SocketPath) -> Result<ControlSocket, Failure> {
     let path = socket.as_path();
     if let Ok(metadata) = fs::symlink_metadata(path) {
         if !metadata.file_type().is_socket() {
