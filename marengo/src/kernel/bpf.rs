@@ -121,19 +121,24 @@ impl Bpf {
             log,
             ebpf,
         };
-        let adopted = bpf.adopt()?;
+        let adopted = bpf.adopt(config.data_plane.vtep)?;
         Ok((bpf, adopted))
     }
 
-    /// Reads what an earlier run left in the maps. Slots of another family are of no use.
-    fn adopt(&mut self) -> Result<Adopted> {
+    /// Reads what an earlier run left in the maps. The addresses of slots are of its family: under
+    /// an own VTEP of the other one they are of no use.
+    fn adopt(&mut self, vtep: IpAddr) -> Result<Adopted> {
         let Some(settings) = self.read_settings()? else { return Ok(Adopted::default()) };
+        let generation = settings.generation;
+        if (settings.family == 4) != vtep.is_ipv4() {
+            return Ok(Adopted { slots: Vec::new(), generation });
+        }
         let slots = entries(self.peers.iter())?
             .into_iter()
             .filter(|(_, entry)| PeerState::from_byte(entry.state) == PeerState::Forwarding)
             .map(|(index, entry)| (index, entry.address(settings.family), entry.generation))
             .collect::<Vec<(PeerIndex, IpAddr, u32)>>();
-        Ok(Adopted { slots, generation: settings.generation })
+        Ok(Adopted { slots, generation })
     }
 
     pub(super) fn observe(&self) -> Result<ObservedMaps> {
