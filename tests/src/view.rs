@@ -13,7 +13,8 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    pub(crate) fn new(socket: &'a Path) -> Self {
+    /// Of the daemon with that control socket.
+    pub fn new(socket: &'a Path) -> Self {
         Self { socket }
     }
 
