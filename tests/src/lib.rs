@@ -18,6 +18,7 @@ pub mod link_events;
 pub mod mesh;
 pub mod netns;
 pub mod node;
+pub mod object;
 pub mod packet;
 pub mod packet_socket;
 pub mod probe;
