@@ -161,7 +161,7 @@ impl Converge {
 
     /// Whether the device was there before the first round.
     pub(crate) async fn had_device(&mut self) -> anyhow::Result<bool> {
-        Ok(self.kernel.observe(&[]).await?.device.is_some())
+        Ok(self.kernel.observe_links().await?.device.is_some())
     }
 
     /// The programs' log records; without `-D` there are none.
@@ -176,14 +176,22 @@ impl Converge {
         bridge
     }
 
-    /// Removes what was made, but for the bridge. Goes on after a failure and tells all of them.
+    /// Removes what was made, but for the bridge.
+    ///
+    /// Goes on after a failure and returns the first one. But a device that could not be removed
+    /// keeps its programs: without them it would take frames from anybody.
     pub(crate) async fn tear_down(mut self) -> Result<(), anyhow::Error> {
-        let observed = self.kernel.observe(&[]).await?;
+        let observed = self.kernel.observe_links().await?;
         let mut first = None;
+        let mut device_stays = false;
         for op in plan_teardown(&observed).ops {
+            if device_stays {
+                break;
+            }
             debug!(op = %op, "apply");
             if let Err(failure) = self.kernel.apply(&op).await {
                 error!(error = format!("{failure:#}"), "could not clean up");
+                device_stays = op == Op::DeleteDevice;
                 first.get_or_insert(failure);
             }
         }

@@ -103,11 +103,16 @@ async fn open_data_plane(config: &ServerConfig, ready: &mut Ready) -> Result<Con
         info!(peers = adopted.slots.len(), "took over the data plane of an earlier run");
     }
     let mut converge = Converge::new(kernel, adopted, data_plane, config.converge_interval);
-    let had_device = converge.had_device().await.or_failure(Kind::Failed)?;
-    match converge.round(&PeerTable::default(), Cause::Start).await {
-        Err(error) if !had_device => {
+    let (had_device, error) = match converge.had_device().await {
+        Ok(had_device) => {
+            (had_device, converge.round(&PeerTable::default(), Cause::Start).await.err())
+        }
+        Err(error) => (false, Some(error)),
+    };
+    match error {
+        Some(error) if !had_device => {
             give_up(converge).await;
-            Err(refused_links(error, config))
+            Err(refused_links(&error, config))
         }
         // It works, or it is an earlier run's and worked until now: the next rounds go on trying.
         _ => Ok(converge),
@@ -139,8 +144,8 @@ fn refused_programs(error: &anyhow::Error) -> Failure {
     Failure::new(kind, format!("failed to load the programs: {error:#}; {remedy}"))
 }
 
-fn refused_links(error: anyhow::Error, config: &ServerConfig) -> Failure {
-    match root_errno(&error) {
+fn refused_links(error: &anyhow::Error, config: &ServerConfig) -> Failure {
+    match root_errno(error) {
         Some(Errno::EOPNOTSUPP) => Failure::new(
             Kind::Kernel,
             format!("{error:#}; the kernel lacks bridges or VXLAN (CONFIG_BRIDGE, CONFIG_VXLAN)"),
@@ -156,7 +161,14 @@ fn refused_links(error: anyhow::Error, config: &ServerConfig) -> Failure {
         Some(Errno::EPERM | Errno::EACCES) => {
             Failure::new(Kind::Permission, format!("{error:#}; run marengo as root"))
         }
-        _ => error.into(),
+        Some(Errno::ENOMEM | Errno::ENOBUFS) => Failure::new(
+            Kind::Failed,
+            format!("{error:#}; the kernel is out of memory, or the service's limit is too low"),
+        ),
+        _ => {
+            let message = format!("failed to set up the data plane: {error:#}; see `dmesg`");
+            Failure::new(Kind::Failed, message)
+        }
     }
 }
 

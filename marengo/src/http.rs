@@ -2,7 +2,15 @@
 
 mod bad_request;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -17,14 +25,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
+    task::AbortHandle,
 };
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
 use self::bad_request::ExplainedErrors;
 
-/// Connections of one server at a time; more wait in the kernel's queue.
+/// Connections of one server at a time.
 const MAX_CONNECTIONS: usize = 32;
 /// A request's head takes no longer than that to arrive.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
@@ -95,46 +103,67 @@ impl Listener for tokio::net::UnixListener {
     }
 }
 
+/// A connection that is being served.
+struct Served {
+    handle: AbortHandle,
+    /// Whether a request is being answered on it.
+    busy: Arc<AtomicBool>,
+}
+
 /// Serves until cancelled.
+///
+/// When there is no room for a new connection, the oldest one that is not being answered makes some:
+/// whoever only holds connections open does not shut others out.
 pub(crate) async fn serve(listener: impl Listener, router: Router, cancel: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut out_of_descriptors = false;
+    let mut connections: VecDeque<Served> = VecDeque::new();
+    let mut failing = false;
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let accepted = tokio::select! {
-            () = cancel.cancelled() => return,
+            () = cancel.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
             Ok(stream) => stream,
             Err(error) => {
                 // A connection that was gone before it was taken, or no descriptor left for it.
-                if !out_of_descriptors {
+                if !failing {
                     tracing::warn!(%error, "failed to accept a connection");
                 }
-                out_of_descriptors = true;
+                failing = true;
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
             }
         };
-        out_of_descriptors = false;
-        let router = router.clone();
-        let cancel = cancel.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = cancel.cancelled() => {}
-                () = connection(stream, router) => {}
+        failing = false;
+        connections.retain(|connection| !connection.handle.is_finished());
+        if connections.len() >= MAX_CONNECTIONS {
+            let idle = |connection: &Served| !connection.busy.load(Ordering::Relaxed);
+            let oldest = connections.iter().position(idle).unwrap_or(0);
+            if let Some(connection) = connections.remove(oldest) {
+                connection.handle.abort();
             }
-            drop(slot);
-        });
+        }
+        let busy = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(connection(stream, router.clone(), Arc::clone(&busy)));
+        connections.push_back(Served { handle: task.abort_handle(), busy });
+    }
+    for connection in connections {
+        connection.handle.abort();
     }
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    busy: Arc<AtomicBool>,
+) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let mut router = router.clone();
+        let busy = Arc::clone(&busy);
         async move {
+            busy.store(true, Ordering::Relaxed);
             let answer = router.call(request.map(Body::new)).await;
+            busy.store(false, Ordering::Relaxed);
             answer.map_err(|never: Infallible| match never {})
         }
     });

@@ -80,6 +80,18 @@ impl Kernel {
         Ok((Self { config, links, underlay, bpf, hooks }, adopted))
     }
 
+    /// Reads the links alone, which does not depend on programs or maps.
+    pub(crate) async fn observe_links(&mut self) -> Result<ObservedState> {
+        let data_plane = &self.config.data_plane;
+        Ok(ObservedState {
+            bridge: self.links.observe_bridge(&data_plane.bridge).await?,
+            device: self.links.observe_device(&data_plane.device).await?,
+            // As if all were there: to detach what is not is a success.
+            hooks: Hook::ALL.into(),
+            ..ObservedState::default()
+        })
+    }
+
     /// Reads everything of ours. `peers` are the tunnel addresses whose way through the underlay
     /// sets the MTU.
     pub(crate) async fn observe(&mut self, peers: &[IpAddr]) -> Result<ObservedState> {

@@ -122,8 +122,9 @@ async fn addresses(config: &ServerConfig) -> Result<Addresses, Failure> {
         return Err(Failure::new(Kind::Address, message));
     }
     for (flag, address) in [
-        ("--advertise-addr", addresses.advertise),
+        // First: without --advertise-addr, the advertised address is this one.
         ("--bind-addr", addresses.bind),
+        ("--advertise-addr", addresses.advertise),
         ("--listen-addr", addresses.listen),
     ] {
         is_ours(&underlay, flag, address.ip(), flag == "--advertise-addr").await?;

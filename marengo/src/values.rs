@@ -116,9 +116,9 @@ impl FromStr for VniArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let id: u32 = text
-            .parse()
-            .map_err(|_err| format!("{text:?} is no VNI: expected a number from 1 to {}", Vni::MAX))?;
+        let id: u32 = text.parse().map_err(|_err| {
+            format!("{text:?} is no VNI: expected a number from 1 to {}", Vni::MAX)
+        })?;
         Vni::new(id).map(Self).map_err(|error| error.to_string())
     }
 }

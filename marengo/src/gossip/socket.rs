@@ -52,6 +52,9 @@ impl GossipSocket {
                     let whole = self.buffer.get(..meta.len).unwrap_or_default();
                     let datagram = |data: &[u8]| (from, data.to_vec());
                     datagrams.extend(whole.chunks(meta.stride.max(1)).map(datagram));
+                    if whole.is_empty() {
+                        datagrams.push((from, Vec::new()));
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if datagrams.is_empty() => return Err(error),
