@@ -288,8 +288,9 @@ struct Sender {
 
 impl Sender {
     fn new(from: &Node, to: &Node) -> Self {
-        let socket = from.namespace.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap());
-        socket.connect(to.gossip_address()).unwrap();
+        let socket =
+            from.namespace.inside(|| UdpSocket::bind("0.0.0.0:0").expect("any port will do"));
+        socket.connect(to.gossip_address()).expect("there is a route");
         Self { socket }
     }
 
@@ -298,7 +299,7 @@ impl Sender {
         let refused = refused(to);
         let mut received = datagrams_received(to);
         for number in 1..=count {
-            self.socket.send(&make()).unwrap();
+            self.socket.send(&make()).expect("the daemon listens");
             if number % BURST == 0 {
                 let due = received + BURST;
                 let start = Instant::now();
@@ -317,13 +318,13 @@ impl Sender {
 }
 
 fn datagrams_received(node: &Node) -> u64 {
-    node.view().status()["gossip"]["datagrams_received"].as_u64().unwrap()
+    node.view().status()["gossip"]["datagrams_received"].as_u64().expect("status counts them")
 }
 
 fn refused(node: &Node) -> u64 {
     let status = node.view().status();
-    let reasons = status["gossip"]["rejected"].as_object().unwrap();
-    reasons.values().map(|count| count.as_u64().unwrap()).sum()
+    let reasons = status["gossip"]["rejected"].as_object().expect("status counts them");
+    reasons.values().map(|count| count.as_u64().expect("a count is a number")).sum()
 }
 
 fn random(rng: &mut StdRng) -> Vec<u8> {
@@ -447,8 +448,11 @@ impl Second {
         let args: Vec<&str> =
             own.iter().flatten().chain(args).copied().chain(["--listen-addr", &listen]).collect();
         let mut command: Command = node.server(&[], &args);
-        let file = std::fs::File::create(&log).unwrap();
-        let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        let file = std::fs::File::create(&log).expect("the test has a folder");
+        let child = {
+            let copy = file.try_clone().expect("a descriptor can be duplicated");
+            command.stdout(copy).stderr(file).spawn().expect("the daemon starts")
+        };
         let second = Self { child, socket, log };
         wait::until("the second daemon answers", Duration::from_secs(10), || {
             View::new(&second.socket).get("/v1/status").is_some()

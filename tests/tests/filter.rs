@@ -120,9 +120,9 @@ fn frames_go_by_another_vxlan_port_and_to_another_bridge_if_told_so() {
 fn send_vxlan(from: &Namespace, to: Ipv4Addr, vni: u32, source: [u8; 6], text: &str) {
     let packet = packet::vxlan(vni, &packet::marked(BROADCAST, source, text));
     from.inside(|| {
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("any port will do");
         for _ in 0..COUNT {
-            socket.send_to(&packet, (to, packet::VXLAN_PORT)).unwrap();
+            socket.send_to(&packet, (to, packet::VXLAN_PORT)).expect("there is a route");
         }
     });
 }

@@ -2,6 +2,7 @@
 
 use std::{
     net::Ipv4Addr,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -11,7 +12,11 @@ use marengo_tests::{
     link_events::LinkEvents,
     packet::{self, BROADCAST},
     packet_socket::PacketSocket,
-    require_root,
+    require_root, wait,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 #[test]
@@ -85,23 +90,53 @@ fn capture_and_link_events_see_what_passes_and_what_changes() {
     assert_eq!(on_bridge.received("hello"), 1);
 }
 
+/// Set for the child of the next test, which makes something and waits for its end.
+const CHILD: &str = "MARENGO_TESTS_CHILD";
+
+#[test]
+fn nothing_is_left_when_the_test_process_is_interrupted_or_killed() {
+    require_root!();
+    if std::env::var_os(CHILD).is_some() {
+        let mesh = Mesh::new(1);
+        mesh.node(1).namespace.command("sleep").arg("1000").spawn().unwrap();
+        thread::sleep(Duration::from_mins(1));
+        return;
+    }
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--test-threads=1"])
+            .arg("nothing_is_left_when_the_test_process_is_interrupted_or_killed")
+            .env(CHILD, "1")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        wait::until("the child's namespaces", Duration::from_secs(10), || {
+            left_of(pid).iter().any(|name| name.ends_with("-1-1"))
+        });
+        thread::sleep(Duration::from_millis(300));
+
+        kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+        child.wait().unwrap();
+
+        wait::until("its end", Duration::from_secs(10), || left_of(pid).is_empty());
+    }
+}
+
 #[test]
 fn nothing_is_left_when_a_mesh_is_dropped_or_a_test_panics() {
     require_root!();
-    let pid = std::process::id();
-    let ours = |folder: &str| -> Vec<String> {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| name.starts_with(&format!("mgo-t{pid}-")))
-            .collect()
+    let namespaces = || -> Vec<String> {
+        let names = left_of(std::process::id()).into_iter();
+        names.filter(|name| name.starts_with("mgo-")).collect()
     };
 
     let mesh = Mesh::new(1);
-    assert_eq!(ours("/run/netns").len(), 2);
+    assert_eq!(namespaces().len(), 2);
     let mut sleeper = mesh.node(1).namespace.command("sleep").arg("1000").spawn().unwrap();
     drop(mesh);
-    assert_eq!(ours("/run/netns"), Vec::<String>::new());
+    assert_eq!(namespaces(), Vec::<String>::new());
     assert!(!sleeper.wait().unwrap().success());
 
     let panicked = thread::spawn(|| {
@@ -109,5 +144,18 @@ fn nothing_is_left_when_a_mesh_is_dropped_or_a_test_panics() {
         panic!("on purpose: what follows in the output is the harness's own test");
     });
     assert!(panicked.join().is_err());
-    assert_eq!(ours("/run/netns"), Vec::<String>::new());
+    assert_eq!(namespaces(), Vec::<String>::new());
+}
+
+/// Namespaces and folders of a test process.
+fn left_of(pid: u32) -> Vec<String> {
+    let folders = ["/run/netns", "/run", "/sys/fs/bpf"];
+    let entries = folders.into_iter().filter_map(|folder| std::fs::read_dir(folder).ok());
+    let names =
+        entries.flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter(|name| {
+            name.starts_with(&format!("mgo-t{pid}-")) || *name == format!("marengo-t{pid}")
+        })
+        .collect()
 }

@@ -154,6 +154,51 @@ fn peers_arrival_and_departure_change_maps_and_nothing_else() {
     assert_eq!(one.view().repairs(), 0);
 }
 
+#[test]
+fn kernels_without_tcx_get_clsact_filters() {
+    require_root!();
+    let mesh = Mesh::new(2);
+    mesh.start_all(&["--attach", "clsact"]);
+    let (one, two) = (mesh.node(1), mesh.node(2));
+    let (from, to) = (one.container(1), two.container(1));
+    let filters = |node: &Node| {
+        [(DEVICE, "ingress"), (DEVICE, "egress"), (BRIDGE, "egress")].map(|(link, hook)| {
+            let text = node.namespace.run(&format!("tc filter show dev {link} {hook}"));
+            text.lines().filter(|line| line.contains("marengo_")).count()
+        })
+    };
+    assert_eq!(filters(one), [1, 1, 1]);
+    assert_eq!(bpf::attachments(&one.namespace), []);
+    assert_eq!(one.view().status()["attach"], "clsact");
+    let reach = || {
+        assert!(from.namespace.pings(&to.address().to_string(), 1));
+        assert!(one.namespace.pings(&two.overlay().to_string(), 1));
+    };
+    reach();
+
+    // Adoption without a lost packet.
+    let probe = Probe::start(&from.namespace, &to.namespace, to.address());
+    one.kill();
+    std::thread::sleep(Duration::from_millis(300));
+    one.start(&["--attach", "clsact", "-j", &two.seed()]);
+    mesh.wait_converged();
+    std::thread::sleep(Duration::from_millis(300));
+    let outcome = probe.finish();
+    assert_eq!((outcome.lost, outcome.duplicates), (0, 0), "{outcome:?}");
+    assert_eq!(filters(one), [1, 1, 1]);
+
+    // Repair.
+    one.namespace.run(&format!("tc filter del dev {DEVICE} ingress"));
+    wait::until("the filter is back", Duration::from_millis(6500), || filters(one) == [1, 1, 1]);
+    reach();
+
+    one.stop();
+    assert_eq!(one.namespace.link(DEVICE), None);
+    let left = one.namespace.run(&format!("tc filter show dev {BRIDGE} egress"));
+    assert_eq!(left.trim(), "");
+    assert!(!one.pins().exists());
+}
+
 /// The order of the daemon's own system calls: nothing else can open the device.
 #[test]
 fn device_goes_up_after_the_ingress_program_is_there_and_down_before_it_goes() {

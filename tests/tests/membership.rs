@@ -235,6 +235,146 @@ fn departure_is_known_everywhere_in_500_ms_and_arrival_is_in_the_maps_at_once() 
 }
 
 #[test]
+fn isolated_nodes_find_each_other_again_without_a_restart() {
+    require_root!();
+    let mesh = Mesh::running(3);
+    let (one, three) = (mesh.node(1), mesh.node(3));
+    // The seed itself is cut off: it was told of nobody, and must look for those it knew.
+    one.cut_link();
+    one.wait_until("it is alone", Duration::from_secs(15), |view| view.alive() == ["node-1"]);
+    for node in [mesh.node(2), three] {
+        node.wait_until("the others go on", Duration::from_secs(15), |view| {
+            view.alive() == ["node-2", "node-3"] && view.peer("node-1").is_none()
+        });
+    }
+    assert!(mesh.node(2).namespace.pings(&three.overlay().to_string(), 1));
+    std::thread::sleep(Duration::from_secs(5));
+
+    one.restore_link();
+
+    let healed = wait::until("the split is healed", Duration::from_secs(15), || {
+        mesh.nodes().all(|node| node.view().alive().len() == 3)
+    });
+    println!("healed after {healed:?}");
+    mesh.wait_converged();
+    assert!(one.namespace.pings(&three.overlay().to_string(), 1));
+}
+
+#[test]
+fn daemon_that_is_paused_for_a_moment_or_loses_its_link_for_one_is_not_declared_down() {
+    require_root!();
+    let mesh = Mesh::running(3);
+    let three = mesh.node(3);
+
+    three.signal(nix::sys::signal::Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_millis(1500));
+    three.signal(nix::sys::signal::Signal::SIGCONT);
+    std::thread::sleep(Duration::from_secs(2));
+    three.cut_link();
+    std::thread::sleep(Duration::from_millis(1500));
+    three.restore_link();
+    std::thread::sleep(Duration::from_secs(4));
+
+    for node in mesh.nodes() {
+        assert!(!node.log().contains("member-down"), "{}", node.log());
+        assert_eq!(node.view().alive().len(), 3);
+    }
+    assert!(mesh.node(1).namespace.pings(&three.overlay().to_string(), 1));
+}
+
+#[test]
+fn node_timeout_sets_how_soon_a_dead_node_is_off_the_maps() {
+    require_root!();
+    let mesh = Mesh::new(2);
+    mesh.start_all(&["--node-timeout", "500ms"]);
+    let maps = Maps::open(mesh.node(1));
+    mesh.node(2).kill();
+    mesh.node(2).cut_link();
+
+    let off = wait::until("node 2 is off the map", Duration::from_secs(8), || {
+        maps.lacks(mesh.node(2).underlay().into())
+    });
+
+    assert!(off <= Duration::from_secs(3), "off after {off:?}");
+}
+
+#[test]
+fn whole_membership_is_exchanged_over_http_on_join_and_what_does_not_fit_is_named() {
+    require_root!();
+    let mesh = Mesh::new(2);
+    let (one, two) = (mesh.node(1), mesh.node(2));
+    let cable = marengo_tests::Capture::start(&mesh.router, &one.cable());
+    one.start(&[]);
+    two.start(&["-j", &one.seed()]);
+    wait::until("an exchange on join", Duration::from_secs(3), || connections(&cable) >= 1);
+
+    // What does not fit is refused with an answer that says what differs.
+    let member = format!(
+        r#"{{"name":"x","addr":"{0}:7946","vtep":"{0}","listen":"{0}:8080","generation":1,"incarnation":0,"state":"alive"}}"#,
+        two.underlay()
+    );
+    let body = |protocol: u32, cluster: &str, from: &str| {
+        format!(
+            r#"{{"protocol":{protocol},"version":"9","cluster":"{cluster}","from":{from},"members":[]}}"#
+        )
+    };
+    let unlike = [
+        (body(1, "green", &member), ["marengo", "green"]),
+        (body(99, "marengo", &member), ["protocol 1", "protocol 99"]),
+        // One that speaks another protocol may describe its members in another way.
+        (body(99, "marengo", "\"somebody\""), ["protocol 1", "protocol 99"]),
+    ];
+    for (body, words) in unlike {
+        let request = format!(
+            "POST /v1/sync HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer =
+            http::raw_tcp(&two.namespace, one.listen_address(), request.as_bytes()).unwrap();
+        assert_eq!(answer.status, 409, "{answer:?}");
+        let error = answer.json()["error"].as_str().unwrap().to_owned();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    assert_eq!(one.view().alive(), ["node-1", "node-2"]);
+}
+
+#[test]
+fn whole_membership_is_exchanged_every_30_s() {
+    require_root!();
+    let mesh = Mesh::running(2);
+    let cable = marengo_tests::Capture::start(&mesh.router, &mesh.node(1).cable());
+
+    let periodic =
+        wait::until("a periodic exchange", Duration::from_secs(40), || connections(&cable) > 0);
+
+    println!("the exchange came after {periodic:?}");
+    assert_eq!(mesh.node(1).view().alive(), ["node-1", "node-2"]);
+}
+
+#[test]
+fn peers_beyond_the_maps_room_are_named_and_enter_when_there_is_room() {
+    require_root!();
+    let mesh = Mesh::new(3);
+    let (one, two, three) = (mesh.node(1), mesh.node(2), mesh.node(3));
+    one.start(&["--max-peers", "1"]);
+    two.start(&["-j", &one.seed()]);
+    one.wait_until("node 2 is in", Duration::from_secs(5), |view| view.peer_names() == ["node-2"]);
+
+    three.start(&["-j", &one.seed()]);
+
+    one.wait_until("node 3 is named as one without a slot", Duration::from_secs(5), |view| {
+        view.status()["peers_without_slot"] == serde_json::json!(["node-3"])
+    });
+    assert_eq!(one.view().peer_names(), ["node-2"]);
+    two.stop();
+    one.wait_until("node 3 has the slot", Duration::from_secs(5), |view| {
+        view.peer_names() == ["node-3"]
+            && view.status()["peers_without_slot"] == serde_json::json!([])
+    });
+}
+
+#[test]
 fn commands_print_what_the_contract_says_and_exit_3_without_a_daemon() {
     require_root!();
     let mesh = Mesh::running(2);
@@ -281,6 +421,11 @@ fn commands_print_what_the_contract_says_and_exit_3_without_a_daemon() {
     assert_eq!(one.cli(&["-D", "peers"]).code, Some(0));
     assert_eq!(one.cli(&["status", "-D"]).code, Some(0));
     assert!(one.cli(&["version"]).stdout.contains(status["version"].as_str().unwrap()));
+    let help = one.cli(&["server", "-h"]);
+    assert_eq!(help.code, Some(0));
+    for flag in ["--join", "--bind-addr", "--advertise-addr", "--listen-addr", "--node-timeout"] {
+        assert!(help.stdout.contains(flag), "{flag} in {}", help.stdout);
+    }
 
     one.stop();
     for command in ["members", "peers", "status", "version"] {
@@ -336,4 +481,16 @@ fn member(view: View<'_>, name: &str) -> serde_json::Value {
     let members = view.members();
     let member = members.iter().find(|member| member["name"] == name).cloned();
     member.unwrap_or_else(|| panic!("no {name} in {members:?}"))
+}
+
+/// TCP connections to a node's HTTP service that were begun.
+fn connections(cable: &marengo_tests::Capture) -> usize {
+    cable.count(|frame| {
+        let tcp = frame.bytes.get(34..).unwrap_or_default();
+        frame.bytes.get(12..14) == Some(&[0x08, 0x00])
+            && frame.bytes.get(23) == Some(&6)
+            && tcp.get(2..4) == Some(&8080_u16.to_be_bytes())
+            // The first packet: SYN, and no ACK.
+            && tcp.get(13).is_some_and(|flags| flags & 0x12 == 0x02)
+    })
 }

@@ -288,11 +288,11 @@ fn inside(work: impl FnOnce() + Send) {
 }
 
 fn settings(vxlan_ifindex: u32) -> Settings {
-    Settings::new(Vni::new(VNI).unwrap(), vtep(0), vxlan_ifindex, GENERATION)
+    Settings::new(Vni::new(VNI).expect("it has 24 bits"), vtep(0), vxlan_ifindex, GENERATION)
 }
 
 fn vtep(number: u32) -> IpAddr {
-    IpAddr::from([192, 0, 2, u8::try_from(number).unwrap()])
+    IpAddr::from([192, 0, 2, u8::try_from(number).expect("few peers")])
 }
 
 fn peer(index: u32, state: PeerState) -> PeerEntry {

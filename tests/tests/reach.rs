@@ -254,7 +254,7 @@ fn maps_are_read_by_people() {
 /// A new port of a bridge forwards when its carrier was noticed.
 fn wait_until_ports_forward(containers: &[Container]) {
     let start = Instant::now();
-    let (first, rest) = containers.split_first().unwrap();
+    let (first, rest) = containers.split_first().expect("there are some");
     for container in rest {
         assert!(first.namespace.pings(&container.address().to_string(), 1));
     }

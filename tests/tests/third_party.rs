@@ -1,4 +1,5 @@
 //! A node dies, and nobody else notices.
+#![allow(clippy::print_stderr, reason = "a test prints what it measured")]
 
 use std::{net::IpAddr, time::Duration};
 
@@ -39,9 +40,51 @@ fn leave_and_return_of_a_third_cost_the_others_no_packet() {
     assert_eq!((outcome.lost, outcome.duplicates), (0, 0), "{outcome:?}");
 }
 
+#[test]
+fn restarts_of_a_third_without_end_cost_the_others_no_packet_and_no_descriptor() {
+    require_root!();
+    let mesh = Mesh::running(3);
+    let (one, two, three) = (mesh.node(1), mesh.node(2), mesh.node(3));
+    assert!(one.namespace.pings(&two.overlay().to_string(), 1));
+    let open_files = || {
+        [one, two].map(|node| {
+            std::fs::read_dir(format!("/proc/{}/fd", node.pid())).expect("it runs").count()
+        })
+    };
+    let before = open_files();
+    let resident = one.resident_kib();
+
+    let probe = Probe::start(&one.namespace, &two.namespace, two.overlay());
+    for round in 0..20 {
+        match round % 3 {
+            0 => drop(three.stop()),
+            _ => three.kill(),
+        }
+        three.launch(&[], &["-j", &one.seed()]);
+        // Some starts are cut short in the middle.
+        std::thread::sleep(Duration::from_millis(40 * (round % 5)));
+        if round % 2 == 0 {
+            three.wait_answers();
+        }
+    }
+    three.wait_answers();
+    mesh.wait_converged();
+    let outcome = probe.finish();
+
+    assert_eq!((outcome.lost, outcome.duplicates), (0, 0), "{outcome:?}");
+    wait::until("descriptors are closed", Duration::from_secs(10), || {
+        open_files().iter().zip(before).all(|(after, before)| *after <= before + 2)
+    });
+    assert!(one.resident_kib() <= resident + 2048, "{} to {}", resident, one.resident_kib());
+    three.address_bridge();
+    assert!(one.namespace.pings(&three.overlay().to_string(), 1));
+    assert_eq!(Maps::open(one).slots().len(), 2);
+    assert_eq!(Maps::open(one).flood_list().len(), 2);
+}
+
 /// SIGKILL and link cut of node 3, `runs` times, under probes between the others.
 fn die_and_return(nodes: u8, runs: usize) {
-    let runs_limit = Duration::from_secs(30) * u32::try_from(runs).unwrap();
+    let runs_limit = Duration::from_secs(30) * u32::try_from(runs).expect("runs take time");
     let mesh = Mesh::within(nodes, Duration::from_mins(1) + runs_limit);
     mesh.start_all(&[]);
     let victim = mesh.node(3);
@@ -74,7 +117,7 @@ fn die_and_return(nodes: u8, runs: usize) {
         std::thread::sleep(QUIET);
         for (probe, (from, to)) in probes.into_iter().zip(&pairs) {
             let outcome = probe.finish();
-            println!(
+            eprintln!(
                 "run {run}: {} to {}: {outcome:?}; off {off:?}, back {back:?}",
                 from.name(),
                 to.name()
