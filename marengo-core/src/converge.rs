@@ -9,8 +9,10 @@ pub enum Cause {
     Start,
     /// The membership changed.
     Membership,
-    /// The kernel reported a change of a link, an address or a route.
+    /// The kernel reported a change of a link.
     Kernel,
+    /// The kernel reported a change of an address or a route.
+    Routes,
     /// The period is over.
     Resync,
     /// The round before failed.
@@ -44,6 +46,8 @@ pub struct Converger {
 /// Rounds that the kernel's own reports start are at least this far apart: our changes are reported
 /// too, and a link that flaps must not keep the daemon busy.
 const KERNEL_SPACING: Duration = Duration::from_millis(100);
+/// The same for routes: on a router they change all the time, and each look-up of them costs.
+const ROUTES_SPACING: Duration = Duration::from_secs(1);
 /// The wait after the first failure; doubled with each further one.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
 
@@ -59,14 +63,19 @@ impl Converger {
     /// for the back-off: the failure itself may be what the kernel reports.
     pub fn mark_dirty(&mut self, now: Instant, cause: Cause) {
         let due = match cause {
-            Cause::Kernel if self.failures > 0 => return,
-            Cause::Kernel => self.last_round.map_or(now, |last| (last + KERNEL_SPACING).max(now)),
+            Cause::Kernel | Cause::Routes if self.failures > 0 => return,
+            Cause::Kernel => self.spaced(now, KERNEL_SPACING),
+            Cause::Routes => self.spaced(now, ROUTES_SPACING),
             Cause::Start | Cause::Membership | Cause::Resync | Cause::Retry => now,
         };
         if due < self.due {
             self.due = due;
             self.cause = cause;
         }
+    }
+
+    fn spaced(&self, now: Instant, spacing: Duration) -> Instant {
+        self.last_round.map_or(now, |last| (last + spacing).max(now))
     }
 
     /// Whether a round is due, and why.

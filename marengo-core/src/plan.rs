@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use marengo_common::Settings;
+
 use crate::{
     op::{Hook, Link, Op},
     state::{DesiredState, ObservedDevice, ObservedState},
@@ -12,7 +14,8 @@ use crate::{
 pub struct Plan {
     /// The changes. Empty when all is as it should be.
     pub ops: Vec<Op>,
-    /// A link with one of our names that is not ours to change. The rest is planned all the same.
+    /// A link with one of our names that is not ours to change. What does not concern it is planned
+    /// all the same.
     pub obstacle: Option<Obstacle>,
 }
 
@@ -36,33 +39,44 @@ impl fmt::Display for Obstacle {
 
 /// Returns the operations that turn `observed` into `desired`, in the order to apply them.
 ///
-/// The programs are in place before the device comes up; slots, addresses and flood entries are
+/// The device's lock comes first, and the programs are in place before it comes up; slots, addresses and flood entries are
 /// added before others are removed, so traffic with a peer that stays is never interrupted. Any
 /// part of the plan may be applied and a new plan made: it leads to the same end.
 pub fn plan(desired: &DesiredState, observed: &ObservedState) -> Plan {
     let obstacle = obstacle(observed);
-    if obstacle.is_some() {
-        return Plan { ops: Vec::new(), obstacle };
-    }
     let mut ops = Vec::new();
-    let device = plan_links(desired, observed, &mut ops);
-    plan_programs(desired, observed, device, &mut ops);
-    plan_maps(desired, observed, &mut ops);
-    if device.is_none_or(|device| !device.up) {
-        ops.push(Op::SetUp(Link::Device));
+    match obstacle {
+        None => {
+            let device = plan_device(desired, observed, &mut ops);
+            plan_bridge(desired, observed, device, &mut ops);
+            plan_programs(desired, observed, device, &mut ops);
+            plan_maps(desired, observed, &mut ops);
+            if device.is_none_or(|device| !device.up) {
+                ops.push(Op::SetUp(Link::Device));
+            }
+            plan_removals(desired, observed, &mut ops);
+        }
+        // The device is still ours: its lock and its maps are kept as they should be.
+        Some(Obstacle::BridgeIsNoBridge) if fitting_device(desired, observed).is_some() => {
+            plan_device(desired, observed, &mut ops);
+            plan_maps(desired, observed, &mut ops);
+            plan_removals(desired, observed, &mut ops);
+        }
+        Some(Obstacle::BridgeIsNoBridge | Obstacle::DeviceIsForeign) => {}
     }
-    plan_removals(desired, observed, &mut ops);
-    Plan { ops, obstacle: None }
+    Plan { ops, obstacle }
 }
 
 /// Returns the operations that take away what Marengo made, but for the bridge.
 ///
-/// The device goes down first: at no moment is it up without its programs.
+/// The device goes down first: at no moment is it up without its programs. A device that lost our
+/// mark is not removed, and keeps its programs.
 pub fn plan_teardown(observed: &ObservedState) -> Plan {
     let mut ops = Vec::new();
-    if let Some(device) = &observed.device
-        && device.ours
-    {
+    if let Some(device) = &observed.device {
+        if !device.ours {
+            return Plan { ops, obstacle: Some(Obstacle::DeviceIsForeign) };
+        }
         if device.up {
             ops.push(Op::SetDeviceDown);
         }
@@ -85,18 +99,50 @@ fn obstacle(observed: &ObservedState) -> Option<Obstacle> {
     None
 }
 
-/// Plans the links but for bringing the device up. Returns the device if it may stay.
-fn plan_links<'a>(
+fn fitting_device<'a>(
+    desired: &DesiredState,
+    observed: &'a ObservedState,
+) -> Option<&'a ObservedDevice> {
+    let fits = |device: &&ObservedDevice| {
+        device.ours && device.collects_metadata && device.port == desired.port
+    };
+    observed.device.as_ref().filter(fits)
+}
+
+/// Plans what concerns a device that may stay: its lock before all else, whatever else fails.
+/// Returns that device.
+fn plan_device<'a>(
     desired: &DesiredState,
     observed: &'a ObservedState,
     ops: &mut Vec<Op>,
 ) -> Option<&'a ObservedDevice> {
-    let mtu = desired.mtu;
-    let fits = |device: &&ObservedDevice| device.collects_metadata && device.port == desired.port;
-    let device = observed.device.as_ref().filter(fits);
-    if observed.device.is_some() && device.is_none() {
-        ops.push(Op::DeleteDevice);
+    let device = fitting_device(desired, observed);
+    match device {
+        Some(device) => {
+            let wanted = Settings { vxlan_ifindex: device.ifindex, ..desired.settings };
+            if observed.settings != Some(wanted) {
+                ops.push(Op::WriteSettings(desired.settings));
+            }
+            for hook in [Hook::DeviceIngress, Hook::DeviceEgress] {
+                if !observed.hooks.contains(&hook) {
+                    ops.push(Op::Attach(hook));
+                }
+            }
+        }
+        None if observed.device.is_some() => ops.push(Op::DeleteDevice),
+        None => {}
     }
+    device
+}
+
+/// Plans the links but for bringing the device up.
+fn plan_bridge(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    device: Option<&ObservedDevice>,
+    ops: &mut Vec<Op>,
+) {
+    let mtu = desired.mtu;
     match &observed.bridge {
         None => ops.extend([Op::CreateBridge { mtu }, Op::SetUp(Link::Bridge)]),
         Some(bridge) if !bridge.up => ops.push(Op::SetUp(Link::Bridge)),
@@ -119,29 +165,22 @@ fn plan_links<'a>(
     if observed.bridge.as_ref().is_some_and(|bridge| bridge.mtu != u32::from(mtu)) {
         ops.push(Op::SetMtu { link: Link::Bridge, mtu });
     }
-    device
 }
 
-/// Plans settings, then programs: a program without settings drops every frame.
+/// Plans what a new device needs, settings first (a program without them drops every frame), and
+/// the program at the bridge.
 fn plan_programs(
     desired: &DesiredState,
     observed: &ObservedState,
     device: Option<&ObservedDevice>,
     ops: &mut Vec<Op>,
 ) {
-    let mut wanted = desired.settings;
-    wanted.vxlan_ifindex = device.map_or(0, |device| device.ifindex);
-    if device.is_none() || observed.settings != Some(wanted) {
+    if device.is_none() {
         ops.push(Op::WriteSettings(desired.settings));
+        ops.extend([Op::Attach(Hook::DeviceIngress), Op::Attach(Hook::DeviceEgress)]);
     }
-    for hook in Hook::ALL {
-        let link_stays = match hook.link() {
-            Link::Bridge => observed.bridge.is_some(),
-            Link::Device => device.is_some(),
-        };
-        if !(link_stays && observed.hooks.contains(&hook)) {
-            ops.push(Op::Attach(hook));
-        }
+    if observed.bridge.is_none() || !observed.hooks.contains(&Hook::BridgeEgress) {
+        ops.push(Op::Attach(Hook::BridgeEgress));
     }
 }
 

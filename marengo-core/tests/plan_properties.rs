@@ -75,7 +75,19 @@ proptest! {
     fn somebody_elses_link_is_left_alone(want in desired_state(), have in foreign_state()) {
         let plan = plan(&want, &have);
         prop_assert!(plan.obstacle.is_some());
-        prop_assert_eq!(plan.ops, vec![]);
+        let mut kernel = FakeKernel::new(have.clone());
+        for op in plan.ops {
+            prop_assert_eq!(kernel.apply(&op), Ok(()), "{}", op);
+        }
+        prop_assert_eq!(&kernel.state.bridge, &have.bridge);
+        prop_assert_eq!(&kernel.state.device, &have.device);
+        let ours = |device: &&ObservedDevice| {
+            device.ours && device.collects_metadata && device.port == want.port
+        };
+        if have.device.as_ref().is_some_and(|device| ours(&device)) {
+            prop_assert!(kernel.state.hooks.contains(&Hook::DeviceIngress));
+            prop_assert_eq!(&kernel.state.peers, &want.peers);
+        }
 
         let mut kernel = FakeKernel::new(have.clone());
         for op in plan_teardown(&have).ops {
@@ -83,7 +95,22 @@ proptest! {
         }
         prop_assert_eq!(&kernel.state.bridge, &have.bridge);
         if have.device.as_ref().is_some_and(|device| !device.ours) {
-            prop_assert_eq!(&kernel.state.device, &have.device);
+            prop_assert_eq!(&kernel.state, &have, "a device that is not ours keeps what guards it");
+        }
+    }
+
+    /// Nothing that fails before it keeps the lock from the door of a device that is up.
+    #[test]
+    fn the_lock_of_a_device_that_stays_comes_first(
+        want in desired_state(),
+        have in observed_state(),
+    ) {
+        let ops = plan(&want, &have).ops;
+        let device_stays = !ops.contains(&Op::DeleteDevice) && have.device.is_some();
+        if let Some(at) = ops.iter().position(|op| *op == Op::Attach(Hook::DeviceIngress))
+            && device_stays
+        {
+            prop_assert!(ops[..at].iter().all(Op::is_map_write), "{ops:?}");
         }
     }
 

@@ -37,7 +37,10 @@ pub(crate) struct Cli {
 #[derive(Args, Debug)]
 pub(crate) struct Global {
     /// Log more, and the eBPF programs' own lines
-    #[arg(short = 'D', long, global = true, env = "MARENGO_DEBUG")]
+    #[arg(
+        short = 'D', long, global = true, env = "MARENGO_DEBUG",
+        value_parser = clap::builder::FalseyValueParser::new()
+    )]
     pub debug: bool,
     /// Control socket [default: unix:///var/run/marengo.sock]
     #[arg(long, global = true, env = "MARENGO_SOCKET", value_name = "PATH")]

@@ -27,7 +27,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     api::PeerView,
-    kernel::{Adopted, Kernel, Monitor, bpf::ProgramLog},
+    kernel::{Adopted, Kernel, Monitor, bpf::ProgramLog, is_netlink_dead, monitor},
 };
 
 /// What others ask of the converge task.
@@ -53,8 +53,12 @@ pub(crate) struct DataPlaneStatus {
     pub attach: &'static str,
 }
 
-/// How long a peer of an earlier run is kept while gossip has not told of it: long enough to join.
+/// How long a peer of an earlier run is kept after gossip has told of the first one: long enough to
+/// hear of all. While gossip is silent, all are kept.
 const KEEP_ADOPTED: Duration = Duration::from_secs(15);
+/// Repairs that are told one by one; after that, one line in [`REPAIRS_TOLD_EVERY`].
+const REPAIRS_TOLD: u64 = 10;
+const REPAIRS_TOLD_EVERY: Duration = Duration::from_mins(1);
 
 /// The converge task's state.
 pub(crate) struct Converge {
@@ -62,14 +66,29 @@ pub(crate) struct Converge {
     data_plane: DataPlane,
     converger: Converger,
     slots: Slots,
-    adopted_until: Option<Instant>,
+    adopted: Adoption,
     /// What was desired when the kernel was last as it should be. A difference that is found while
     /// this has not changed is another hand's doing.
     settled: Option<DesiredState>,
     last_error: Option<String>,
     repairs: u64,
+    repair_told: Option<Instant>,
+    repairs_untold: u64,
     rounds: u64,
     mtu: u16,
+    /// Peers that have no place in the data plane, and why.
+    left_out: Vec<String>,
+}
+
+/// What becomes of slots that an earlier run left.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Adoption {
+    /// Gossip has not told of anybody yet.
+    Waiting,
+    /// Gossip tells; whoever it has not told of then is gone.
+    Until(Instant),
+    /// There are none, or they have been claimed or freed.
+    Over,
 }
 
 impl Converge {
@@ -82,19 +101,22 @@ impl Converge {
     ) -> Self {
         let now = Instant::now();
         let mut slots = Slots::new(data_plane.max_peers);
-        let adopted_until = (!adopted.slots.is_empty()).then_some(now + KEEP_ADOPTED);
+        let adoption = if adopted.slots.is_empty() { Adoption::Over } else { Adoption::Waiting };
         slots.adopt(adopted.slots, adopted.generation);
         Self {
             kernel,
             data_plane,
             converger: Converger::new(now, interval),
             slots,
-            adopted_until,
+            adopted: adoption,
             settled: None,
             last_error: None,
             repairs: 0,
+            repair_told: None,
+            repairs_untold: 0,
             rounds: 0,
             mtu: 0,
+            left_out: Vec::new(),
         }
     }
 
@@ -106,30 +128,38 @@ impl Converge {
         mut requests: mpsc::Receiver<Request>,
         cancel: CancellationToken,
     ) {
-        let mut routes_seen = monitor.borrow().routes;
+        let mut seen = *monitor.borrow();
         loop {
-            let adopted_until = self.adopted_until.unwrap_or_else(|| self.converger.poll_timeout());
-            let deadline = self.converger.poll_timeout().min(adopted_until);
+            let deadline = match self.adopted {
+                Adoption::Until(until) => self.converger.poll_timeout().min(until),
+                Adoption::Waiting | Adoption::Over => self.converger.poll_timeout(),
+            };
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
                 Ok(()) = peers.changed() => {
                     self.converger.mark_dirty(Instant::now(), Cause::Membership);
                 }
-                Ok(()) = monitor.changed() => {
-                    let routes = monitor.borrow_and_update().routes;
-                    if routes != routes_seen {
-                        routes_seen = routes;
-                        self.kernel.forget_routes();
+                changed = monitor.changed() => {
+                    if changed.is_err() {
+                        monitor = self.watch_again().await;
                     }
-                    self.converger.mark_dirty(Instant::now(), Cause::Kernel);
+                    let changes = *monitor.borrow_and_update();
+                    if changes.routes != seen.routes {
+                        self.kernel.forget_routes();
+                        self.converger.mark_dirty(Instant::now(), Cause::Routes);
+                    }
+                    if changes.links != seen.links {
+                        self.converger.mark_dirty(Instant::now(), Cause::Kernel);
+                    }
+                    seen = changes;
                 }
                 Some(request) = requests.recv() => self.handle_request(request),
                 () = sleep_until(deadline.into()) => {}
             }
             let now = Instant::now();
-            if self.adopted_until.is_some_and(|until| until <= now) {
-                self.adopted_until = None;
+            if matches!(self.adopted, Adoption::Until(until) if until <= now) {
+                self.adopted = Adoption::Over;
                 self.converger.mark_dirty(now, Cause::Membership);
             }
             if let Some(cause) = self.converger.due(now) {
@@ -148,7 +178,10 @@ impl Converge {
         cause: Cause,
     ) -> Result<(), anyhow::Error> {
         self.rounds += 1;
-        self.slots.assign(peers, self.adopted_until.is_some());
+        if self.adopted == Adoption::Waiting && !peers.is_empty() {
+            self.adopted = Adoption::Until(Instant::now() + KEEP_ADOPTED);
+        }
+        self.assign(peers);
         let result = self.converge(cause).await;
         let outcome = match &result {
             Ok(ops) => Outcome::Settled { ops: *ops },
@@ -156,7 +189,62 @@ impl Converge {
         };
         self.converger.handle_outcome(Instant::now(), outcome);
         self.note(result.as_ref().err());
+        if result.as_ref().is_err_and(is_netlink_dead)
+            && let Err(error) = self.kernel.reopen_netlink()
+        {
+            warn!(error = format!("{error:#}"), "failed to open netlink again");
+        }
         result.map(|_| ())
+    }
+
+    /// Gives the peers their slots. Those that cannot have one are told when they change.
+    fn assign(&mut self, peers: &PeerTable) {
+        let family = self.data_plane.vtep.is_ipv4();
+        let (fitting, others): (Vec<_>, Vec<_>) =
+            peers.iter().partition(|peer| peer.vtep.is_ipv4() == family);
+        let keep_adopted = self.adopted != Adoption::Over;
+        if others.is_empty() {
+            self.slots.assign(peers, keep_adopted);
+        } else {
+            self.slots.assign(&fitting.into_iter().cloned().collect(), keep_adopted);
+        }
+        let full = self.slots.without_slot().iter().map(ToString::to_string);
+        let left_out: Vec<String> =
+            full.chain(others.iter().map(|peer| peer.name.to_string())).collect();
+        if left_out != self.left_out {
+            if !left_out.is_empty() {
+                warn!(
+                    peers = left_out.join(","),
+                    limit = self.data_plane.max_peers,
+                    "members without a place in the data plane: raise --max-peers, and give all \
+                     nodes addresses of one family"
+                );
+            }
+            self.left_out = left_out;
+        }
+    }
+
+    /// The monitor's connection ended: opens another. What happened meanwhile, a round finds out.
+    async fn watch_again(&mut self) -> Monitor {
+        loop {
+            let (bridge, device) = (self.data_plane.bridge.clone(), self.data_plane.device.clone());
+            match monitor::spawn(bridge, device) {
+                Ok(monitor) => {
+                    self.kernel.forget_routes();
+                    self.converger.mark_dirty(Instant::now(), Cause::Resync);
+                    return monitor;
+                }
+                Err(error) => {
+                    warn!(error = format!("{error:#}"), "the kernel's reports cannot be read");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    /// Takes away what an earlier run with another pin directory left.
+    pub(crate) async fn replace_misplaced(&mut self) -> anyhow::Result<()> {
+        self.kernel.replace_misplaced().await
     }
 
     /// Whether the device was there before the first round.
@@ -184,7 +272,14 @@ impl Converge {
         let observed = self.kernel.observe_links().await?;
         let mut first = None;
         let mut device_stays = false;
-        for op in plan_teardown(&observed).ops {
+        let plan = plan_teardown(&observed);
+        if let Some(obstacle) = plan.obstacle {
+            anyhow::bail!(
+                "{obstacle}, or lost Marengo's mark: it is left as it is, and so are the \
+                           programs that guard it"
+            );
+        }
+        for op in plan.ops {
             if device_stays {
                 break;
             }
@@ -209,13 +304,13 @@ impl Converge {
         let plan = plan(&want, &observed);
         if let Some(obstacle) = plan.obstacle {
             self.settled = None;
+            self.apply(&plan.ops, &observed).await?;
             anyhow::bail!("{obstacle}: remove it, or choose another bridge with --bridge");
         }
         let repairing = self.settled.as_ref() == Some(&want) && !plan.ops.is_empty();
         if repairing {
             self.repairs += 1;
-            let ops: Vec<String> = plan.ops.iter().map(Op::to_string).collect();
-            warn!(ops = ops.join("; "), "something was changed by another hand; repairing it");
+            self.tell_repair(&plan.ops);
         }
         self.settled = None;
         self.apply(&plan.ops, &observed).await?;
@@ -225,6 +320,24 @@ impl Converge {
         }
         self.settled = Some(want);
         Ok(plan.ops.len())
+    }
+
+    /// Tells a repair; of many, some.
+    fn tell_repair(&mut self, ops: &[Op]) {
+        let recently = self.repair_told.is_some_and(|told| told.elapsed() < REPAIRS_TOLD_EVERY);
+        if self.repairs > REPAIRS_TOLD && recently {
+            self.repairs_untold += 1;
+            return;
+        }
+        let ops: Vec<String> = ops.iter().map(Op::to_string).collect();
+        warn!(
+            ops = ops.join("; "),
+            repairs = self.repairs,
+            untold = self.repairs_untold,
+            "something was changed by another hand; repairing it"
+        );
+        self.repair_told = Some(Instant::now());
+        self.repairs_untold = 0;
     }
 
     /// Applies a plan. After a link or a program fails, no other link or program is touched in this
@@ -301,7 +414,7 @@ impl Converge {
             mtu: self.mtu,
             error: self.last_error.clone(),
             peers: self.slots.iter().count() as u64,
-            peers_without_slot: self.slots.without_slot().iter().map(ToString::to_string).collect(),
+            peers_without_slot: self.left_out.clone(),
             drops: drops
                 .into_iter()
                 .map(|(reason, count)| (reason.label().to_owned(), count.packets))

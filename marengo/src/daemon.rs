@@ -38,7 +38,7 @@ use crate::{
     failure::{Failure, Kind, OrFailure as _},
     gossip::{self, Gossip, GossipSocket},
     http,
-    kernel::{Kernel, KernelConfig, PinsError, bpf::ProgramLog, monitor, root_errno},
+    kernel::{Kernel, KernelConfig, PinsError, bpf::ProgramLog, bpffs, monitor, root_errno},
     preflight::{self, ControlSocket, Ready, SocketFile},
 };
 
@@ -63,7 +63,7 @@ pub(crate) async fn run(config: ServerConfig) -> Result<(), Failure> {
         vni = %config.vni,
         "marengo"
     );
-    let mut converge = open_data_plane(&config, &mut ready).await?;
+    let (mut converge, had_device) = open_data_plane(&config, &mut ready).await?;
     debug!(interval = ?config.converge_interval, "converge interval");
     if let Some(log) = converge.take_program_log() {
         tokio::spawn(follow_program_log(log));
@@ -72,16 +72,22 @@ pub(crate) async fn run(config: ServerConfig) -> Result<(), Failure> {
         Ok(daemon) => daemon,
         Err(failed) => {
             let (converge, failure) = *failed;
-            give_up(converge).await;
+            // An earlier run's data plane works without us.
+            if !had_device {
+                give_up(converge).await;
+            }
             return Err(failure);
         }
     };
     daemon.run(&mut signals).await
 }
 
-/// Loads the programs and runs the first round. A start that fails leaves nothing behind, but for
+/// Loads the programs and runs the first round; says whether the device was there before. A start that fails leaves nothing behind, but for
 /// what was there before: a data plane that an earlier run left working is left working.
-async fn open_data_plane(config: &ServerConfig, ready: &mut Ready) -> Result<Converge, Failure> {
+async fn open_data_plane(
+    config: &ServerConfig,
+    ready: &mut Ready,
+) -> Result<(Converge, bool), Failure> {
     let data_plane = DataPlane {
         bridge: config.bridge.clone(),
         device: config.device.clone(),
@@ -97,12 +103,17 @@ async fn open_data_plane(config: &ServerConfig, ready: &mut Ready) -> Result<Con
         debug: config.global.debug,
         attach: config.attach,
     };
-    let (kernel, adopted) = Kernel::open(kernel).map_err(|error| refused_programs(&error))?;
+    // Locked before it is looked into, also by one who made it a moment ago.
+    bpffs::prepare(&config.pin_dir).map_err(|error| refused_programs(&error))?;
     ready.lock.hold_pin_dir(&config.pin_dir)?;
+    let (kernel, adopted) = Kernel::open(kernel).map_err(|error| refused_programs(&error))?;
     if !adopted.slots.is_empty() {
         info!(peers = adopted.slots.len(), "took over the data plane of an earlier run");
     }
     let mut converge = Converge::new(kernel, adopted, data_plane, config.converge_interval);
+    if let Err(error) = converge.replace_misplaced().await {
+        warn!(error = format!("{error:#}"), "could not replace what an earlier run left elsewhere");
+    }
     let (had_device, error) = match converge.had_device().await {
         Ok(had_device) => {
             (had_device, converge.round(&PeerTable::default(), Cause::Start).await.err())
@@ -115,7 +126,7 @@ async fn open_data_plane(config: &ServerConfig, ready: &mut Ready) -> Result<Con
             Err(refused_links(&error, config))
         }
         // It works, or it is an earlier run's and worked until now: the next rounds go on trying.
-        _ => Ok(converge),
+        _ => Ok((converge, had_device)),
     }
 }
 

@@ -11,7 +11,7 @@ mod seeds;
 mod socket;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -40,6 +40,8 @@ pub(crate) enum Request {
     Sync(Box<SyncMessage>, oneshot::Sender<Result<SyncMessage, SyncRefusal>>),
     /// The answer to an exchange that this node began.
     SyncReply(SocketAddr, Box<SyncMessage>),
+    /// An exchange that this node began and that came to nothing.
+    SyncFailed(SocketAddr, String),
     /// The addresses that the seeds' names stand for at the moment.
     Seeds(Vec<SocketAddr>),
     /// Tell everybody that this node leaves; answered when that is done.
@@ -61,6 +63,8 @@ pub(crate) struct Members {
 
 /// At most one line about refused datagrams in this time.
 const REJECTED_EVERY: Duration = Duration::from_mins(1);
+/// Nodes with which exchanges fail, of which we keep track.
+const MAX_UNREACHABLE: usize = 1024;
 /// A leaving node is gone after this, whoever has not heard it.
 const LEAVE_WITHIN: Duration = Duration::from_millis(400);
 
@@ -74,6 +78,8 @@ pub(crate) struct Gossip {
     own_requests: mpsc::WeakSender<Request>,
     peers: watch::Sender<PeerTable>,
     rejected_logged: (Instant, u64),
+    /// Where exchanges failed, as long as they do: each is told once.
+    unreachable: BTreeSet<SocketAddr>,
     leaving: Option<(oneshot::Sender<()>, Instant)>,
 }
 
@@ -100,6 +106,7 @@ impl Gossip {
             own_requests: request_sender.downgrade(),
             peers,
             rejected_logged: (now, 0),
+            unreachable: BTreeSet::new(),
             leaving: None,
         };
         (gossip, request_sender, peers_receiver)
@@ -108,7 +115,10 @@ impl Gossip {
     /// Runs until the node has left, or nobody can ask it to.
     pub(crate) async fn run(mut self) {
         loop {
-            self.take_effects().await;
+            self.take_effects();
+            // A flood of datagrams must starve neither the other tasks nor our own deadlines.
+            tokio::task::consume_budget().await;
+            self.handle_what_is_due();
             let deadline = self.deadline();
             tokio::select! {
                 biased;
@@ -130,12 +140,23 @@ impl Gossip {
             if let Some((_, until)) = &self.leaving
                 && *until <= Instant::now()
             {
-                self.take_effects().await;
+                self.take_effects();
                 if let Some((done, _)) = self.leaving.take() {
                     done.send(()).ok();
                 }
                 return;
             }
+        }
+    }
+
+    /// After a batch of datagrams, what the datagrams would otherwise keep waiting.
+    fn handle_what_is_due(&mut self) {
+        let now = Instant::now();
+        if self.membership.poll_timeout().is_some_and(|deadline| deadline <= now) {
+            self.membership.handle_timeout(now);
+        }
+        if let Ok(request) = self.requests.try_recv() {
+            self.handle_request(request);
         }
     }
 
@@ -176,7 +197,15 @@ impl Gossip {
             Request::Sync(message, answer) => {
                 answer.send(self.membership.handle_sync(now, &message)).ok();
             }
+            Request::SyncFailed(with, error) => {
+                if self.unreachable.len() < MAX_UNREACHABLE && self.unreachable.insert(with) {
+                    warn!(%with, %error, "failed to exchange the membership; trying others too");
+                }
+            }
             Request::SyncReply(with, message) => {
+                if self.unreachable.remove(&with) {
+                    info!(%with, "exchanged the membership again");
+                }
                 if let Err(error) = self.membership.handle_sync_reply(now, &message) {
                     warn!(%with, %error, "refused the membership of another node");
                 }
@@ -190,9 +219,9 @@ impl Gossip {
     }
 
     /// Sends what is to be sent, says what is to be said, publishes the peers.
-    async fn take_effects(&mut self) {
+    fn take_effects(&mut self) {
         while let Some(transmit) = self.membership.poll_transmit() {
-            self.socket.send(&transmit).await;
+            self.socket.send(&transmit);
         }
         while let Some(event) = self.membership.poll_event() {
             self.handle_event(event);

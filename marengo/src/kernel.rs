@@ -7,7 +7,7 @@
 //! group [`links::GROUP`]), so that there is no moment in which an object of ours lacks it.
 
 pub(crate) mod bpf;
-mod bpffs;
+pub(crate) mod bpffs;
 mod hooks;
 mod links;
 pub(crate) mod monitor;
@@ -70,8 +70,8 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// Opens netlink, loads the programs, and takes over the maps of an earlier run if they fit.
     ///
-    /// Creates the pin directory and the maps, but no link and no attachment: nothing of what runs
-    /// changes.
+    /// Creates the maps in the pin directory, which must be there, but no link and no attachment:
+    /// nothing of what runs changes.
     pub(crate) fn open(config: KernelConfig) -> Result<(Self, Adopted)> {
         let links = Links::open().context("failed to open a netlink socket")?;
         let underlay = Underlay::open().context("failed to open a netlink socket")?;
@@ -121,10 +121,17 @@ impl Kernel {
     pub(crate) async fn apply(&mut self, op: &Op) -> Result<()> {
         let data_plane = &self.config.data_plane;
         match op {
-            Op::CreateBridge { mtu } => self.links.create_bridge(&data_plane.bridge, *mtu).await,
+            Op::CreateBridge { mtu } => {
+                // A link pinned for a bridge of another time, or of another network namespace, could
+                // have the new one's interface index.
+                self.hooks.forget(Hook::BridgeEgress);
+                self.links.create_bridge(&data_plane.bridge, *mtu).await
+            }
             Op::CreateDevice { port, mtu } => {
+                self.hooks.forget(Hook::DeviceIngress);
+                self.hooks.forget(Hook::DeviceEgress);
                 let (device, bridge) = (&data_plane.device, &data_plane.bridge);
-                self.links.create_device(device, bridge, *port, *mtu).await
+                self.links.create_device(device, bridge, *port, *mtu, &self.config.pin_dir).await
             }
             Op::DeleteDevice => self.links.delete_device(&data_plane.device).await,
             Op::SetMtu { link, mtu } => {
@@ -161,6 +168,33 @@ impl Kernel {
             }
         }
         .with_context(|| format!("failed to {op}"))
+    }
+
+    /// Takes away a device whose programs are pinned elsewhere, and those programs: with frozen maps
+    /// they would go on deciding beside ours.
+    ///
+    /// Does nothing if the device, or what is pinned elsewhere, is not Marengo's.
+    pub(crate) async fn replace_misplaced(&mut self) -> Result<()> {
+        let device = &self.config.data_plane.device;
+        let Some(dir) = self.links.device_pin_dir(device).await? else { return Ok(()) };
+        if dir == self.config.pin_dir || bpf::refuse_foreign(&dir).is_err() {
+            return Ok(());
+        }
+        tracing::warn!(%device, before = %dir.display(), now = %self.config.pin_dir.display(),
+            "an earlier run pinned its programs elsewhere; replacing its device");
+        self.links.delete_device(device).await?;
+        if bpffs::is_locked(&dir) {
+            // Somebody's in another network namespace by now.
+            return Ok(());
+        }
+        bpf::remove_pins(&dir)
+    }
+
+    /// Opens the netlink sockets anew: a connection that failed once is of no more use.
+    pub(crate) fn reopen_netlink(&mut self) -> Result<()> {
+        self.links.reopen()?;
+        self.underlay = Underlay::open()?;
+        Ok(())
     }
 
     /// Removes the bridge if this run made it: for a start that fails.
@@ -223,7 +257,15 @@ pub(crate) fn root_errno(error: &anyhow::Error) -> Option<Errno> {
     error.chain().find_map(|cause| {
         let netlink = cause.downcast_ref::<rtnetlink::Error>().and_then(errno);
         let io = || cause.downcast_ref::<std::io::Error>()?.raw_os_error().map(Errno::from_raw);
-        netlink.or_else(io)
+        netlink.or_else(io).or_else(|| cause.downcast_ref::<Errno>().copied())
+    })
+}
+
+/// Whether an error came from a netlink connection that has ended.
+pub(crate) fn is_netlink_dead(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(rtnetlink::Error::RequestFailed))
+            || cause.is::<tokio::time::error::Elapsed>()
     })
 }
 

@@ -7,6 +7,7 @@ mod socket;
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
 };
 
 use caps::{CapSet, Capability};
@@ -34,12 +35,16 @@ pub(crate) struct Ready {
     pub lock: Lock,
 }
 
+/// A name that takes longer to look up does not help to choose an address.
+const LOOK_UP_WITHIN: Duration = Duration::from_secs(3);
+
 /// Checks everything, from what is cheapest to explain on.
 pub(crate) async fn check(config: &ServerConfig) -> Result<Ready, Failure> {
     capabilities()?;
     kernel_version()?;
     let addresses = addresses(config).await?;
     let mut lock = Lock::take(&config.bridge)?;
+    kernel::bpffs::check(&config.pin_dir).or_failure(Kind::Config)?;
     lock.hold_pin_dir(&config.pin_dir)?;
     kernel::bpf::refuse_foreign(&config.pin_dir).or_failure(Kind::Foreign)?;
     let has_device = links(config).await?;
@@ -94,14 +99,7 @@ fn kernel_version() -> Result<(), Failure> {
 async fn addresses(config: &ServerConfig) -> Result<Addresses, Failure> {
     let underlay = Underlay::open().or_failure(Kind::Failed)?;
     let found = if config.needs_default_address() {
-        let seeds: Vec<SocketAddr> = config
-            .join
-            .iter()
-            .filter_map(|seed| match seed {
-                Seed::Address(address) => Some(*address),
-                Seed::Name(..) => None,
-            })
-            .collect();
+        let seeds = seed_addresses(&config.join).await;
         let found = underlay.default_address(&seeds).await.or_failure(Kind::Failed)?;
         found.ok_or_else(|| {
             let message = "found no address of this host that others could reach; name one with \
@@ -132,6 +130,23 @@ async fn addresses(config: &ServerConfig) -> Result<Addresses, Failure> {
     Ok(addresses)
 }
 
+/// The seeds' addresses, as far as they can be found out quickly.
+async fn seed_addresses(seeds: &[Seed]) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for seed in seeds {
+        match seed {
+            Seed::Address(address) => addresses.push(*address),
+            Seed::Name(name, port) => {
+                let lookup = tokio::net::lookup_host((name.as_str(), *port));
+                if let Ok(Ok(found)) = tokio::time::timeout(LOOK_UP_WITHIN, lookup).await {
+                    addresses.extend(found);
+                }
+            }
+        }
+    }
+    addresses
+}
+
 async fn is_ours(
     underlay: &Underlay,
     flag: &str,
@@ -143,12 +158,18 @@ async fn is_ours(
         return Err(Failure::new(Kind::Address, message));
     }
     let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    if must_be_reachable && (ip.is_multicast() || link_local) {
+    if must_be_reachable && (ip.is_multicast() || ip.is_loopback() || link_local) {
         let message = format!("{flag} {ip} cannot be a tunnel's address; name a routable one");
         return Err(Failure::new(Kind::Address, message));
     }
-    let in_loopback_net = matches!(ip, IpAddr::V4(v4) if v4.is_loopback());
-    if ip.is_unspecified() || in_loopback_net && !must_be_reachable {
+    if flag == "--listen-addr" && ip.is_loopback() {
+        let message = format!(
+            "{flag} {ip} cannot be reached by the other members, who exchange the membership there; \
+             name an address of the underlay"
+        );
+        return Err(Failure::new(Kind::Address, message));
+    }
+    if ip.is_unspecified() {
         return Ok(());
     }
     match underlay.owner(ip).await.or_failure(Kind::Failed)? {
@@ -204,7 +225,8 @@ fn http_socket(listen: SocketAddr) -> Result<std::net::TcpListener, Failure> {
 async fn vxlan_port(config: &ServerConfig) -> Result<(), Failure> {
     let port = config.vxlan_port;
     let links = Links::open().or_failure(Kind::Failed)?;
-    let devices = links.vxlan_devices_on(port).await.or_failure(Kind::Failed)?;
+    let mut devices = links.vxlan_devices_on(port).await.or_failure(Kind::Failed)?;
+    devices.retain(|device| device != config.device.as_str());
     if !devices.is_empty() {
         let message = format!(
             "UDP port {port} is in use by the VXLAN device {}; remove it, or choose another port \

@@ -15,7 +15,7 @@ use marengo_core::settings::MIN_MTU;
 use crate::kernel::AttachMode;
 
 /// A member to join by.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Seed {
     /// An address.
     Address(SocketAddr),

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use marengo_core::membership::SyncMessage;
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::Request;
 use crate::{client, http::ErrorBody};
@@ -28,7 +28,7 @@ pub(super) async fn with_node(
     let answer = match client::post_tcp(with, "/v1/sync", json, WITHIN).await {
         Ok(answer) => answer,
         Err(error) => {
-            debug!(%with, error = format!("{error:#}"), "failed to exchange the membership");
+            requests.send(Request::SyncFailed(with, format!("{error:#}"))).await.ok();
             return;
         }
     };

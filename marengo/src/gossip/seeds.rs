@@ -1,6 +1,6 @@
 //! The seeds' addresses, looked up again and again: a name may stand for another host tomorrow.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use tokio::{net::lookup_host, sync::mpsc, time::sleep};
 use tracing::{info, warn};
@@ -14,13 +14,35 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// A name may stand for many hosts; so many of them are asked.
 const MAX_PER_NAME: usize = 32;
 
-/// Tells the gossip task the seeds' addresses until it is gone.
+/// Tells the gossip task the seeds' addresses until it is gone. Addresses are told at once; a name
+/// that cannot be looked up keeps the addresses that it had.
 pub(super) async fn keep_resolved(seeds: Vec<Seed>, requests: mpsc::Sender<Request>) {
+    let mut known: BTreeMap<&Seed, Vec<SocketAddr>> = BTreeMap::new();
+    for seed in &seeds {
+        if let Seed::Address(address) = seed {
+            known.insert(seed, vec![*address]);
+        }
+    }
     let mut wait = FIRST_RETRY;
     let mut failing = false;
     loop {
-        let (addresses, failure) = resolve(&seeds).await;
-        if requests.send(Request::Seeds(addresses)).await.is_err() {
+        if requests.send(Request::Seeds(addresses(&known))).await.is_err() {
+            return;
+        }
+        let mut failure = None;
+        for seed in &seeds {
+            let Seed::Name(name, port) = seed else { continue };
+            match lookup_host((name.as_str(), *port)).await {
+                Ok(found) => {
+                    known.insert(seed, found.take(MAX_PER_NAME).collect());
+                    if requests.send(Request::Seeds(addresses(&known))).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => failure = Some((name, error)),
+            }
+        }
+        if seeds.iter().all(|seed| matches!(seed, Seed::Address(_))) {
             return;
         }
         match &failure {
@@ -31,27 +53,14 @@ pub(super) async fn keep_resolved(seeds: Vec<Seed>, requests: mpsc::Sender<Reque
             _ => {}
         }
         failing = failure.is_some();
-        if seeds.iter().all(|seed| matches!(seed, Seed::Address(_))) {
-            return;
-        }
         wait = if failing { (wait * 2).min(AGAIN) } else { AGAIN };
         sleep(wait).await;
     }
 }
 
-async fn resolve(seeds: &[Seed]) -> (Vec<SocketAddr>, Option<(String, String)>) {
-    let mut addresses = Vec::new();
-    let mut failure = None;
-    for seed in seeds {
-        match seed {
-            Seed::Address(address) => addresses.push(*address),
-            Seed::Name(name, port) => match lookup_host((name.as_str(), *port)).await {
-                Ok(found) => addresses.extend(found.take(MAX_PER_NAME)),
-                Err(error) => failure = Some((name.clone(), error.to_string())),
-            },
-        }
-    }
+fn addresses(known: &BTreeMap<&Seed, Vec<SocketAddr>>) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = known.values().flatten().copied().collect();
     addresses.sort_unstable();
     addresses.dedup();
-    (addresses, failure)
+    addresses
 }

@@ -64,9 +64,10 @@ impl GossipSocket {
         Ok(datagrams)
     }
 
-    /// Sends a datagram. One that cannot be sent is lost, as on the wire; a lasting failure is told
-    /// once.
-    pub(super) async fn send(&mut self, transmit: &Transmit) {
+    /// Sends a datagram. One that cannot be sent at once is lost, as on the wire: those that wait for
+    /// a dead neighbour's hardware address must not hold up those for the living. A lasting failure
+    /// is told once.
+    pub(super) fn send(&mut self, transmit: &Transmit) {
         let message = quinn_udp::Transmit {
             destination: transmit.to,
             ecn: None,
@@ -76,11 +77,12 @@ impl GossipSocket {
         };
         let (state, socket) = (&self.state, &self.socket);
         let sent = socket
-            .async_io(Interest::WRITABLE, || state.try_send(UdpSockRef::from(socket), &message))
-            .await;
+            .try_io(Interest::WRITABLE, || state.try_send(UdpSockRef::from(socket), &message));
         match sent {
             Ok(()) => self.failing = false,
-            Err(error) if self.failing => tracing::trace!(%error, to = %transmit.to, "not sent"),
+            Err(error) if self.failing || error.kind() == io::ErrorKind::WouldBlock => {
+                tracing::trace!(%error, to = %transmit.to, "not sent");
+            }
             Err(error) => {
                 self.failing = true;
                 tracing::debug!(%error, to = %transmit.to, "failed to send gossip");

@@ -27,6 +27,9 @@ use super::{Adopted, KernelConfig, bpffs};
 /// The programs, as built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MARENGO_EBPF_OBJECT"));
 
+/// Additions come before removals: so many peers may take the places of others in one round.
+const SLACK: u32 = 64;
+
 /// A pin directory that holds what Marengo did not put there.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -67,8 +70,7 @@ impl Bpf {
     pub(super) fn open(config: &KernelConfig) -> Result<(Self, Adopted)> {
         let dir = &config.pin_dir;
         refuse_foreign(dir)?;
-        bpffs::prepare(dir)?;
-        let max_peers = config.data_plane.max_peers;
+        let max_peers = config.data_plane.max_peers + SLACK;
         if let Err(misfit) = check_pinned(dir, max_peers) {
             tracing::warn!(%misfit, "the pinned maps of an earlier run do not fit; making new ones");
             remove_map_pins(dir)?;
@@ -252,7 +254,12 @@ pub(crate) fn remove_pins(dir: &Path) -> Result<()> {
     for hook in Hook::ALL {
         remove_file(&dir.join(hook.name()))?;
     }
-    match fs::remove_dir(dir) {
+    let removed = fs::remove_dir(dir);
+    if let Some(parent) = dir.parent().filter(|parent| *parent == Path::new(bpffs::HOME)) {
+        // Another bridge's pins may be there.
+        fs::remove_dir(parent).ok();
+    }
+    match removed {
         Err(error)
             if !matches!(
                 error.kind(),

@@ -124,6 +124,12 @@ impl Hooks {
         fs::remove_file(self.pin(hook)).ok();
     }
 
+    /// Forgets what was attached to a link that is gone.
+    pub(super) fn forget(&mut self, hook: Hook) {
+        self.filters.remove(&hook);
+        fs::remove_file(self.pin(hook)).ok();
+    }
+
     fn attach_tcx(
         &self,
         program: &mut SchedClassifier,

@@ -1,5 +1,7 @@
 //! The bridge and the VXLAN device, over rtnetlink.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context as _, Result, anyhow, bail};
 use futures_util::TryStreamExt as _;
 use marengo_common::MacAddr;
@@ -21,8 +23,9 @@ use super::{answered, errno};
 /// The link group of our device: its mark. Unlike an alias it is part of the message that makes the
 /// link (`rtnl_create_link`), so a device of ours never lacks it. The bytes spell "MARE".
 pub(crate) const GROUP: u32 = 0x4d41_5245;
-/// For people who look at `ip -d link`.
-const ALIAS: &str = "managed by marengo";
+/// The device's alias begins so, and goes on with the pin directory of its programs: for people who
+/// look at `ip link`, and for a daemon that was told another directory than the one before it.
+const ALIAS: &str = "marengo ";
 
 /// The links of this network namespace.
 #[derive(Debug)]
@@ -36,6 +39,12 @@ impl Links {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         Ok(Self { handle, made_bridge: false })
+    }
+
+    /// Opens the socket anew.
+    pub(super) fn reopen(&mut self) -> Result<()> {
+        self.handle = Self::open()?.handle;
+        Ok(())
     }
 
     pub(crate) async fn observe_bridge(&self, name: &IfName) -> Result<Option<ObservedBridge>> {
@@ -77,6 +86,17 @@ impl Links {
                 up: link.header.flags.contains(LinkFlags::Up),
                 mtu: mtu(&link),
             }
+        }))
+    }
+
+    /// The pin directory of our device's programs, as far as the device tells.
+    pub(super) async fn device_pin_dir(&self, name: &IfName) -> Result<Option<PathBuf>> {
+        let link = self.find(name).await?.filter(|link| group(link) == Some(GROUP));
+        Ok(link.and_then(|link| {
+            link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfAlias(alias) => alias.strip_prefix(ALIAS).map(PathBuf::from),
+                _ => None,
+            })
         }))
     }
 
@@ -129,6 +149,7 @@ impl Links {
         bridge: &IfName,
         port: u16,
         mtu: u16,
+        pin_dir: &Path,
     ) -> Result<()> {
         let bridge = self.ifindex(bridge).await?;
         let message = LinkMessageBuilder::<LinkVxlan>::new(name.as_str())
@@ -143,8 +164,8 @@ impl Links {
         answered("create", self.handle.link().add(message).execute()).await??;
 
         let ifindex = self.ifindex(name).await?;
-        let alias = LinkUnspec::new_with_index(ifindex).alias(ALIAS).build();
-        self.change(alias).await?;
+        let alias = format!("{ALIAS}{}", pin_dir.display());
+        self.change(LinkUnspec::new_with_index(ifindex).alias(alias).build()).await?;
         // The device itself is no station: without this the host would announce a link-local
         // address of it to all peers. A host without IPv6 has nothing to turn off.
         let no_address = LinkUnspec::new_with_index(ifindex)
@@ -190,16 +211,13 @@ impl Links {
         self.change(LinkUnspec::new_with_index(ifindex).down().build()).await
     }
 
-    /// The names of other VXLAN devices on a UDP port.
+    /// The names of the VXLAN devices on a UDP port.
     pub(crate) async fn vxlan_devices_on(&self, port: u16) -> Result<Vec<String>> {
         let links = self.handle.link().get().execute();
         let links: Vec<LinkMessage> = answered("links", links.try_collect()).await??;
         Ok(links
             .iter()
-            .filter(|link| {
-                vxlan_attributes(link).contains(&InfoVxlan::Port(port))
-                    && group(link) != Some(GROUP)
-            })
+            .filter(|link| vxlan_attributes(link).contains(&InfoVxlan::Port(port)))
             .filter_map(|link| {
                 link.attributes.iter().find_map(|attribute| match attribute {
                     LinkAttribute::IfName(name) => Some(name.clone()),
@@ -232,7 +250,9 @@ impl Links {
     async fn find(&self, name: &IfName) -> Result<Option<LinkMessage>> {
         let mut links = Box::pin(self.handle.link().get().match_name(name.as_str()).execute());
         match answered("look up a link", links.try_next()).await? {
-            Ok(link) => Ok(link),
+            Ok(Some(link)) => Ok(Some(link)),
+            // The answer broke off: that is not the same as "there is none".
+            Ok(None) => bail!("failed to look up link {name}: the kernel's answer was empty"),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
             Err(error) => Err(anyhow!(error).context(format!("failed to look up link {name}"))),
         }

@@ -19,10 +19,10 @@ use tokio::sync::watch;
 /// and a flood of them costs nothing.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Changes {
-    /// Reports of any kind that concern us.
-    pub any: u64,
-    /// Reports of routes and addresses among them.
-    pub routes: u64,
+    /// Reports of links that concern us.
+    pub(crate) links: u64,
+    /// Reports of routes and addresses.
+    pub(crate) routes: u64,
 }
 
 /// The receiving end of the kernel's reports.
@@ -49,7 +49,7 @@ pub(crate) fn spawn(bridge: IfName, device: IfName) -> Result<Monitor> {
     let (sender, receiver) = watch::channel(Changes::default());
     tokio::spawn(async move {
         while let Some((message, _)) = messages.next().await {
-            let (any, routes) = match message.payload {
+            let (links, routes) = match message.payload {
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
                 ) => (concerns_us(&link, &bridge, &device), false),
@@ -58,13 +58,13 @@ pub(crate) fn spawn(bridge: IfName, device: IfName) -> Result<Monitor> {
                     | RouteNetlinkMessage::DelRoute(_)
                     | RouteNetlinkMessage::NewAddress(_)
                     | RouteNetlinkMessage::DelAddress(_),
-                )
-                | NetlinkPayload::Overrun(_) => (true, true),
+                ) => (false, true),
+                NetlinkPayload::Overrun(_) => (true, true),
                 _ => (false, false),
             };
-            if any {
+            if links || routes {
                 sender.send_modify(|changes| {
-                    changes.any += 1;
+                    changes.links += u64::from(links);
                     changes.routes += u64::from(routes);
                 });
             }
