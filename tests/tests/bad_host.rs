@@ -271,9 +271,12 @@ fn faults_in_the_middle_of_a_start_leave_nothing_behind() {
     let node = mesh.node(1);
     let before = HostState::of(node);
     let (mut failed, mut wrong) = (0, Vec::new());
-    // One bpf(2) call after the other fails, all the way through a start.
-    for when in (1..160).step_by(if requirements::runs(1) > 1 { 1 } else { 9 }) {
-        let what = format!("inject=bpf:error=ENOMEM:when={when}");
+    // One call after the other fails, all the way through a start: some of them, or all.
+    let step = if requirements::runs(1) > 1 { 1 } else { 9 };
+    let bpf = (1..160).step_by(step).map(|when| format!("bpf:error=ENOMEM:when={when}"));
+    let netlink = (1..60).step_by(step).map(|when| format!("sendto:error=ENOBUFS:when={when}"));
+    for fault in bpf.chain(netlink) {
+        let what = format!("inject={fault}");
         let wrapper =
             ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "signal=none", "-e", &what];
         node.launch(&wrapper, &[]);
@@ -288,13 +291,13 @@ fn faults_in_the_middle_of_a_start_leave_nothing_behind() {
         failed += usize::from(!survived);
         let code = node.wait_ended(Duration::from_secs(10)).code();
         if code.is_none_or(|code| code == 101 || survived != (code == 0)) {
-            wrong.push(format!("call {when}: exit code {code:?}"));
+            wrong.push(format!("{fault}: exit code {code:?}"));
         }
         let mut after = HostState::of(node);
         // The bridge is the users' from the moment it was there.
         after.links.retain(|link| !link.contains(&format!("\"{BRIDGE}\"")));
         if before != after {
-            wrong.push(format!("call {when}: left {after:?}"));
+            wrong.push(format!("{fault}: left {after:?}"));
             fs::remove_dir_all(node.pins()).ok();
             fs::remove_file(node.socket()).ok();
         }

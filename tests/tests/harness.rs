@@ -98,8 +98,7 @@ fn nothing_is_left_when_the_test_process_is_interrupted_or_killed() {
     require_root!();
     if std::env::var_os(CHILD).is_some() {
         let mesh = Mesh::new(1);
-        mesh.node(1).namespace.command("sleep").arg("1000").spawn().unwrap();
-        thread::sleep(Duration::from_mins(1));
+        mesh.node(1).namespace.command("sleep").arg("60").status().unwrap();
         return;
     }
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
