@@ -5,7 +5,7 @@ use marengo_common::{DropReason, MacKey, PeerVerdict, Settings, judge_mac};
 
 use crate::{
     count, flood, frame,
-    maps::{MACS, PEERS, SETTINGS},
+    maps::{self, MACS, PEERS},
     tunnel_key,
 };
 
@@ -14,7 +14,7 @@ use crate::{
 /// flooded.
 #[inline(always)]
 pub(crate) fn try_egress(ctx: &TcContext) -> Result<(), DropReason> {
-    let settings = SETTINGS.get(0).ok_or(DropReason::NoSettings)?;
+    let settings = maps::settings()?;
     // SAFETY: the context outlives the program.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     let last_chance = ifindex == settings.vxlan_ifindex;

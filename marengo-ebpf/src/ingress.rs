@@ -7,7 +7,7 @@ use marengo_common::{
 
 use crate::{
     count, frame,
-    maps::{MACS, PEERS, SETTINGS, VTEPS},
+    maps::{self, MACS, PEERS, VTEPS},
     tunnel_key,
 };
 
@@ -21,7 +21,7 @@ const RENEW_AFTER_NS: u64 = 1_000_000_000;
 /// is the lock on that door.
 #[inline(always)]
 pub(crate) fn try_ingress(ctx: &TcContext) -> Result<(), DropReason> {
-    let settings = SETTINGS.get(0).ok_or(DropReason::NoSettings)?;
+    let settings = maps::settings()?;
     let key = tunnel_key::get(ctx, settings).ok_or(DropReason::NoTunnelKey)?;
     if key.vni != settings.vni {
         return Err(DropReason::WrongVni);

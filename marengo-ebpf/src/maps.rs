@@ -9,12 +9,21 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use marengo_common::{
-    DropCount, DropReason, FloodChunk, FloodPosition, MAX_MACS, MacEntry, MacKey, PeerEntry,
-    PeerStats, Settings, VtepEntry, VtepKey,
+    ABI_VERSION, DropCount, DropReason, FloodChunk, FloodPosition, MAX_MACS, MacEntry, MacKey,
+    PeerEntry, PeerStats, Settings, VtepEntry, VtepKey,
 };
 
 #[btf_map(name = "marengo_setting")]
-pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
+static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// The settings, once a daemon of this layout has written them.
+#[inline(always)]
+pub(crate) fn settings() -> Result<&'static Settings, DropReason> {
+    match SETTINGS.get(0) {
+        Some(settings) if settings.abi_version == ABI_VERSION => Ok(settings),
+        _ => Err(DropReason::NoSettings),
+    }
+}
 
 #[btf_map(name = "marengo_peers")]
 pub(crate) static PEERS: HashMap<u32, PeerEntry, 1024> = HashMap::new();

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use axum::{
     Extension, Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, rejection::JsonRejection},
+    extract::{DefaultBodyLimit, rejection::BytesRejection},
     http::{Response, StatusCode},
     response::IntoResponse as _,
     routing::{get, post},
 };
-use marengo_core::membership::SyncMessage;
+use bytes::Bytes;
+use marengo_core::membership::{SyncMessage, SyncRefusal};
+use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -158,13 +160,42 @@ async fn healthz() -> Json<serde_json::Value> {
     Json(serde_json::json!({ "ok": true }))
 }
 
+/// What is judged before the rest of an exchange is read: another protocol's may look different.
+#[derive(Deserialize)]
+struct SyncHead {
+    protocol: u32,
+    cluster: String,
+}
+
 async fn sync(
     Extension(tasks): Extension<Tasks>,
-    message: Result<Json<SyncMessage>, JsonRejection>,
+    body: Result<Bytes, BytesRejection>,
 ) -> Response<Body> {
-    let message = match message {
-        Ok(Json(message)) => Box::new(message),
+    let body = match body {
+        Ok(body) => body,
         Err(rejection) => return http::error(rejection.status(), rejection.body_text()),
+    };
+    let not_json = |error: serde_json::Error| {
+        let message = format!("the body is no exchange of members: {error}");
+        http::error(StatusCode::BAD_REQUEST, message)
+    };
+    let head: SyncHead = match serde_json::from_slice(&body) {
+        Ok(head) => head,
+        Err(error) => return not_json(error),
+    };
+    let our_protocol = VersionView::this_build().protocol;
+    if head.protocol != our_protocol || head.cluster != tasks.config.cluster.as_str() {
+        let refusal = SyncRefusal::Mismatch {
+            our_protocol,
+            our_cluster: tasks.config.cluster,
+            their_protocol: head.protocol,
+            their_cluster: head.cluster.chars().take(32).collect(),
+        };
+        return http::error(StatusCode::CONFLICT, refusal.to_string());
+    }
+    let message: Box<SyncMessage> = match serde_json::from_slice(&body) {
+        Ok(message) => message,
+        Err(error) => return not_json(error),
     };
     match ask(&tasks.gossip, |answer| gossip::Request::Sync(message, answer)).await {
         Some(Ok(reply)) => Json(reply).into_response(),

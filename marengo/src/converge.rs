@@ -27,7 +27,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     api::PeerView,
-    kernel::{Adopted, Kernel, Monitor, bpf::ProgramLog, is_netlink_dead, monitor},
+    kernel::{Adopted, Kernel, Monitor, bpf::ProgramLog, monitor},
 };
 
 /// What others ask of the converge task.
@@ -189,11 +189,6 @@ impl Converge {
         };
         self.converger.handle_outcome(Instant::now(), outcome);
         self.note(result.as_ref().err());
-        if result.as_ref().is_err_and(is_netlink_dead)
-            && let Err(error) = self.kernel.reopen_netlink()
-        {
-            warn!(error = format!("{error:#}"), "failed to open netlink again");
-        }
         result.map(|_| ())
     }
 

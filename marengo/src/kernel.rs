@@ -82,6 +82,16 @@ impl Kernel {
 
     /// Reads the links alone, which does not depend on programs or maps.
     pub(crate) async fn observe_links(&mut self) -> Result<ObservedState> {
+        match self.try_observe_links().await {
+            Err(error) if is_netlink_dead(&error) => {
+                self.reopen_netlink()?;
+                self.try_observe_links().await
+            }
+            other => other,
+        }
+    }
+
+    async fn try_observe_links(&mut self) -> Result<ObservedState> {
         let data_plane = &self.config.data_plane;
         Ok(ObservedState {
             bridge: self.links.observe_bridge(&data_plane.bridge).await?,
@@ -95,6 +105,16 @@ impl Kernel {
     /// Reads everything of ours. `peers` are the tunnel addresses whose way through the underlay
     /// sets the MTU.
     pub(crate) async fn observe(&mut self, peers: &[IpAddr]) -> Result<ObservedState> {
+        match self.try_observe(peers).await {
+            Err(error) if is_netlink_dead(&error) => {
+                self.reopen_netlink()?;
+                self.try_observe(peers).await
+            }
+            other => other,
+        }
+    }
+
+    async fn try_observe(&mut self, peers: &[IpAddr]) -> Result<ObservedState> {
         let data_plane = &self.config.data_plane;
         let bridge = self.links.observe_bridge(&data_plane.bridge).await?;
         let device = self.links.observe_device(&data_plane.device).await?;
@@ -119,6 +139,16 @@ impl Kernel {
 
     /// Applies one change. What is already so, or already gone, is a success.
     pub(crate) async fn apply(&mut self, op: &Op) -> Result<()> {
+        match self.try_apply(op).await {
+            Err(error) if is_netlink_dead(&error) => {
+                self.reopen_netlink()?;
+                self.try_apply(op).await
+            }
+            other => other,
+        }
+    }
+
+    async fn try_apply(&mut self, op: &Op) -> Result<()> {
         let data_plane = &self.config.data_plane;
         match op {
             Op::CreateBridge { mtu } => {
@@ -191,7 +221,7 @@ impl Kernel {
     }
 
     /// Opens the netlink sockets anew: a connection that failed once is of no more use.
-    pub(crate) fn reopen_netlink(&mut self) -> Result<()> {
+    fn reopen_netlink(&mut self) -> Result<()> {
         self.links.reopen()?;
         self.underlay = Underlay::open()?;
         Ok(())
@@ -262,7 +292,7 @@ pub(crate) fn root_errno(error: &anyhow::Error) -> Option<Errno> {
 }
 
 /// Whether an error came from a netlink connection that has ended.
-pub(crate) fn is_netlink_dead(error: &anyhow::Error) -> bool {
+fn is_netlink_dead(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         matches!(cause.downcast_ref(), Some(rtnetlink::Error::RequestFailed))
             || cause.is::<tokio::time::error::Elapsed>()
