@@ -74,6 +74,10 @@ fn underlay_may_be_ipv6() {
         assert!(mesh.node(1).namespace.pings(&v4.to_string(), 2));
         assert!(mesh.node(1).namespace.pings(&v6.to_string(), 2));
     }
+    // With checksums that somebody must fill in, and segments that somebody must cut.
+    let (near, far) = (mesh.node(1).container(1), mesh.node(2).container(1));
+    stream(&near.namespace, &far.namespace, far.address().into());
+    stream(&far.namespace, &near.namespace, near.address6().into());
     let frames = cable.frames();
     let sent = frames.iter().filter(|frame| !frame.outgoing);
     let sources: Vec<IpAddr> =
