@@ -7,7 +7,8 @@ use std::{
 };
 
 use marengo_tests::{
-    Mesh, Node, bpf::Maps, http, packet::Encapsulated, require_root, requirements, view::View, wait,
+    Mesh, Node, bpf::Maps, http, packet::Encapsulated, require_root, requirements, stream::stream,
+    view::View, wait,
 };
 
 #[test]
