@@ -256,6 +256,10 @@ impl Gossip {
             MembershipEvent::Isolated => {
                 warn!("no other member is left; asking seeds and lost members until one answers");
             }
+            // Its own loopback is where that node listens; here it would be this node's.
+            MembershipEvent::SyncWanted { with } if with.ip().is_loopback() => {
+                debug!(%with, "a member cannot be reached for an exchange");
+            }
             MembershipEvent::SyncWanted { with } => {
                 if let Some(requests) = self.own_requests.upgrade() {
                     let message = self.membership.sync_request();
