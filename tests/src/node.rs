@@ -261,13 +261,17 @@ impl Node {
 
     /// Waits for the daemon's end.
     pub fn wait_ended(&self, limit: Duration) -> ExitStatus {
+        self.try_wait_ended(limit)
+            .unwrap_or_else(|| panic!("the daemon of {} did not end in {limit:?}", self.name()))
+    }
+
+    /// Waits for the daemon's end; `None` if it still runs after `limit`.
+    pub fn try_wait_ended(&self, limit: Duration) -> Option<ExitStatus> {
         let mut process = self.process();
         let child = process.as_mut().unwrap_or_else(|| panic!("{} has no daemon", self.name()));
-        let status = exec::wait_for_exit(child, limit);
-        let status = status
-            .unwrap_or_else(|| panic!("the daemon of {} did not end in {limit:?}", self.name()));
+        let status = exec::wait_for_exit(child, limit)?;
         *process = None;
-        status
+        Some(status)
     }
 
     pub fn signal(&self, signal: Signal) {
