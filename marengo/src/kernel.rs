@@ -291,10 +291,16 @@ pub(crate) fn root_errno(error: &anyhow::Error) -> Option<Errno> {
     })
 }
 
+/// A request without an answer: its connection ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the kernel's answer was lost")]
+struct NoAnswer;
+
 /// Whether an error came from a netlink connection that has ended.
 fn is_netlink_dead(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         matches!(cause.downcast_ref(), Some(rtnetlink::Error::RequestFailed))
+            || cause.is::<NoAnswer>()
             || cause.is::<tokio::time::error::Elapsed>()
     })
 }

@@ -18,7 +18,7 @@ use rtnetlink::{
     },
 };
 
-use super::{answered, errno};
+use super::{NoAnswer, answered, errno};
 
 /// The link group of our device: its mark. Unlike an alias it is part of the message that makes the
 /// link (`rtnl_create_link`), so a device of ours never lacks it. The bytes spell "MARE".
@@ -186,8 +186,13 @@ impl Links {
             bail!("{name} was not made by Marengo");
         }
         match answered("delete", self.handle.link().del(device.ifindex).execute()).await? {
-            Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(()),
-            other => Ok(other?),
+            Err(error) if errno(&error) == Some(Errno::ENODEV) => return Ok(()),
+            other => other?,
+        }
+        // A request that was lost with its connection looks like one that was done.
+        match self.find(name).await? {
+            Some(_) => Err(NoAnswer.into()),
+            None => Ok(()),
         }
     }
 
@@ -252,7 +257,7 @@ impl Links {
         match answered("look up a link", links.try_next()).await? {
             Ok(Some(link)) => Ok(Some(link)),
             // The answer broke off: that is not the same as "there is none".
-            Ok(None) => bail!("failed to look up link {name}: the kernel's answer was empty"),
+            Ok(None) => Err(NoAnswer.into()),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
             Err(error) => Err(anyhow!(error).context(format!("failed to look up link {name}"))),
         }
