@@ -30,7 +30,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use crate::{
     cli::Output,
     failure::{Failure, Kind, OrFailure as _},
-    kernel::{AttachMode, Kernel, KernelConfig, bpf},
+    kernel::{AttachMode, Kernel, KernelConfig, bpf, bpffs},
 };
 
 /// Programs N peers into empty maps and tells what it took.
@@ -121,6 +121,7 @@ impl Bench {
             debug: false,
             attach: AttachMode::Auto,
         };
+        bpffs::prepare(&pin_dir)?;
         let (kernel, _) = Kernel::open(config)?;
         Ok(Self { kernel: Some(kernel), data_plane, slots: Slots::new(max_peers), pin_dir })
     }
