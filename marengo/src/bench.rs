@@ -54,7 +54,7 @@ pub(crate) async fn program(peers: u32, output: Output) -> Result<(), Failure> {
 
 /// Holds N members in everything that the daemon holds them in, and tells its resident memory.
 pub(crate) async fn members(members: u32, output: Output) -> Result<(), Failure> {
-    let mut bench = Bench::open(members.max(1024))?;
+    let mut bench = Bench::open(members.max(1000))?;
     let now = Instant::now();
     let cluster = ClusterName::new("bench").or_failure(Kind::Failed)?;
     let config = MembershipConfig { max_members: 20_000, ..MembershipConfig::new(cluster) };

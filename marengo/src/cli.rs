@@ -128,7 +128,7 @@ pub(crate) struct ServerArgs {
     /// Time between two looks at the kernel when nothing happens [default: 6s]
     #[arg(long, env = "MARENGO_CONVERGE_INTERVAL", value_name = "TIME")]
     pub converge_interval: Option<Interval>,
-    /// The most peers that are programmed [default: 1024]
+    /// The most peers that are programmed [default: 1000]
     #[arg(long, env = "MARENGO_MAX_PEERS", value_name = "NUMBER")]
     pub max_peers: Option<u32>,
     /// Directory on the BPF file system for maps and links [default:

@@ -146,7 +146,7 @@ impl ServerConfig {
         let cluster = args.cluster.or(file.cluster).map_or_else(default_cluster, Ok);
         let default_vni = || Vni::new(1024);
         let vni = args.vni.or(file.vni).map(|vni| vni.0).map_or_else(default_vni, Ok);
-        let max_peers = args.max_peers.or(file.max_peers).unwrap_or(1024);
+        let max_peers = args.max_peers.or(file.max_peers).unwrap_or(1000);
         if !(1..=16_384).contains(&max_peers) {
             let message = format!("--max-peers {max_peers}: expected a number from 1 to 16384");
             return Err(Failure::new(Kind::Config, message));

@@ -27,7 +27,8 @@ use super::{Adopted, KernelConfig, bpffs};
 /// The programs, as built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MARENGO_EBPF_OBJECT"));
 
-/// Additions come before removals: so many peers may take the places of others in one round.
+/// Additions come before removals: so many peers may take the places of others in one round without
+/// waiting for the next one.
 const SLACK: u32 = 64;
 
 /// A pin directory that holds what Marengo did not put there.
@@ -70,7 +71,7 @@ impl Bpf {
     pub(super) fn open(config: &KernelConfig) -> Result<(Self, Adopted)> {
         let dir = &config.pin_dir;
         refuse_foreign(dir)?;
-        let max_peers = config.data_plane.max_peers + SLACK;
+        let max_peers = with_slack(config.data_plane.max_peers);
         if let Err(misfit) = check_pinned(dir, max_peers) {
             tracing::warn!(%misfit, "the pinned maps of an earlier run do not fit; making new ones");
             remove_map_pins(dir)?;
@@ -358,6 +359,11 @@ fn remove_file(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Not beyond the next power of two, where the kernel would double a hash map's buckets.
+fn with_slack(max_peers: u32) -> u32 {
+    max_peers.next_power_of_two().min(max_peers + SLACK)
 }
 
 fn flood_entries(max_peers: u32) -> u32 {
