@@ -1,4 +1,5 @@
 //! What a peer costs, held to the figures that the benchmark page promises.
+#![expect(clippy::unwrap_used, reason = "a test ends with a panic")]
 
 use std::process::Command;
 
