@@ -271,7 +271,10 @@ where
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+    use crate::cli::Cli;
 
     #[test]
     fn every_key_of_the_sample_is_known_and_means_the_default() {
@@ -285,6 +288,23 @@ mod tests {
         assert_eq!(file.node_timeout, Some(Interval(Duration::from_secs(3))));
         assert_eq!(file.bridge.map(|bridge| bridge.to_string()), Some("marengo".to_owned()));
         assert!(toml::from_str::<ConfigFile>(sample).unwrap().bridge.is_none());
+    }
+
+    #[test]
+    fn every_flag_is_a_variable_and_a_key_of_the_sample() {
+        let command = Cli::command();
+        let server = command.find_subcommand("server").unwrap();
+        let sample = include_str!("../../packaging/config.toml");
+        for argument in command.get_arguments().chain(server.get_arguments()) {
+            let Some(flag) = argument.get_long().filter(|_| !argument.is_hide_set()) else {
+                continue;
+            };
+            let variable = format!("MARENGO_{}", flag.to_uppercase().replace('-', "_"));
+            assert_eq!(argument.get_env(), Some(variable.as_ref()), "{flag}");
+            let key = format!("#: {flag} = ");
+            let has_key = sample.lines().any(|line| line.starts_with(&key));
+            assert!(has_key || flag == "config", "{flag} is missing in the sample");
+        }
     }
 
     #[test]

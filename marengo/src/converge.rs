@@ -76,7 +76,7 @@ pub(crate) struct Converge {
     repairs_untold: u64,
     rounds: u64,
     mtu: u16,
-    /// Peers that have no place in the data plane, and why.
+    /// Names of peers that have no place in the data plane.
     left_out: Vec<String>,
 }
 
