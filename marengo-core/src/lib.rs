@@ -11,12 +11,14 @@
 //! - [`desired`], [`state`], [`plan`], [`op`]: what should be in the kernel, what is, and the way
 //!   from one to the other.
 //! - [`converge`]: when to go that way.
+//! - [`control`]: what a test may take away from all this.
 //! - [`settings`]: what the operator decided.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 #![warn(clippy::wildcard_enum_match_arm)]
 
+pub mod control;
 pub mod converge;
 pub mod desired;
 pub mod identity;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use marengo_core::{
+    control::Control,
     identity::{ClusterName, NodeName},
     settings::IfName,
 };
@@ -141,4 +142,7 @@ pub(crate) struct ServerArgs {
     /// How programs are attached: auto, tcx or clsact
     #[arg(long, env = "MARENGO_ATTACH", hide = true, value_parser = parse_attach)]
     pub attach: Option<AttachMode>,
+    /// For tests: mechanisms that the node does without
+    #[arg(long, env = "MARENGO_WITHOUT", hide = true, value_delimiter = ',')]
+    pub without: Vec<Control>,
 }

@@ -10,6 +10,7 @@ use std::{
 
 use marengo_common::Vni;
 use marengo_core::{
+    control::Without,
     identity::{ClusterName, NodeName},
     settings::IfName,
 };
@@ -96,6 +97,7 @@ pub(crate) struct ServerConfig {
     pub max_peers: u32,
     pub pin_dir: PathBuf,
     pub attach: AttachMode,
+    pub without: Without,
 }
 
 /// The three addresses of a node, once they are known.
@@ -179,6 +181,7 @@ impl ServerConfig {
             max_peers,
             pin_dir,
             attach: args.attach.unwrap_or_default(),
+            without: args.without.into_iter().collect(),
         })
     }
 

@@ -13,10 +13,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use marengo_core::{
+    control::Control,
     converge::Cause,
     identity::{Generation, Identity},
     members::PeerTable,
-    membership::MembershipConfig,
+    membership::{Mechanism, MembershipConfig},
     settings::DataPlane,
 };
 use nix::errno::Errno;
@@ -63,6 +64,11 @@ pub(crate) async fn run(config: ServerConfig) -> Result<(), Failure> {
         vni = %config.vni,
         "marengo"
     );
+    if config.without.is_any() {
+        let missing: Vec<_> =
+            Control::ALL.into_iter().filter(|c| !config.without.has(*c)).collect();
+        warn!(?missing, "a mechanism of safety is switched off, for a test");
+    }
     let (mut converge, had_device) = open_data_plane(&config, &mut ready).await?;
     debug!(interval = ?config.converge_interval, "converge interval");
     if let Some(log) = converge.take_program_log() {
@@ -220,6 +226,9 @@ impl Daemon {
         let mut membership = MembershipConfig::new(config.cluster);
         crate::version::VERSION.clone_into(&mut membership.version);
         membership.node_timeout = config.node_timeout;
+        if !config.without.has(Control::Rejoin) {
+            membership.without = Some(Mechanism::Rejoin);
+        }
         let (gossip, gossip_requests, peers) =
             Gossip::new(membership, identity, socket, config.join.clone());
         let (converge_requests, requests) = mpsc::channel(64);
