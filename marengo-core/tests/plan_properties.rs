@@ -1,14 +1,11 @@
 //! The laws of the planner, for arbitrary desired and observed states.
 #![expect(clippy::unwrap_used, reason = "a test ends with a panic")]
 
-mod fake_kernel;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
-use fake_kernel::FakeKernel;
 use marengo_common::{FLOOD_CHUNK, FloodChunk, PeerEntry, Settings, Vni, VtepKey};
 use marengo_core::{
     desired::desired,
@@ -20,6 +17,7 @@ use marengo_core::{
     slots::Slots,
     state::{DesiredState, ObservedBridge, ObservedDevice, ObservedState},
 };
+use marengo_sim::fake_kernel::FakeKernel;
 use proptest::prelude::*;
 
 proptest! {

@@ -140,7 +140,7 @@ impl Run {
 
     fn sim(&self) -> Result<Skipped> {
         let mut test = workspace::cargo();
-        test.args(["test", "--release", "--package", "marengo-core", "--test", "sim"]);
+        test.args(["test", "--release", "--package", "marengo-sim", "--test", "scenarios"]);
         self.cargo_test(&mut test, &["--include-ignored", "--nocapture"], tier_limit(Tier::Sim))
     }
 

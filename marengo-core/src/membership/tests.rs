@@ -1,4 +1,4 @@
-//! What single nodes say to each other; what clusters do is in `tests/sim`.
+//! What single nodes say to each other; what clusters do is in `marengo-sim`.
 
 use std::{
     net::SocketAddr,

@@ -9,18 +9,18 @@ use marengo_core::{
 
 /// What the kernel holds, and the next interface index.
 #[derive(Clone, Debug)]
-pub(crate) struct FakeKernel {
-    pub(crate) state: ObservedState,
+pub struct FakeKernel {
+    pub state: ObservedState,
     next_ifindex: u32,
 }
 
 impl FakeKernel {
-    pub(crate) fn new(state: ObservedState) -> Self {
+    pub fn new(state: ObservedState) -> Self {
         Self { state, next_ifindex: 1000 }
     }
 
     /// Applies one operation, or says why the kernel would refuse it.
-    pub(crate) fn apply(&mut self, op: &Op) -> Result<(), String> {
+    pub fn apply(&mut self, op: &Op) -> Result<(), String> {
         let state = &mut self.state;
         match op {
             Op::CreateBridge { mtu } => {

@@ -7,12 +7,12 @@ mod bad_setup;
 mod crash;
 mod join;
 mod leave;
-mod network;
 mod partition;
 mod stall;
-mod world;
 
 use std::time::Duration;
+
+pub(crate) use marengo_sim::{ms, secs, world};
 
 /// Runs a scenario once for each seed from 1 to `count`.
 fn each_seed(count: u64, scenario: impl Fn(u64)) {
@@ -41,7 +41,7 @@ impl Drop for ReportOnPanic {
             let test = current.name().unwrap_or_default();
             eprintln!(
                 "failed with seed {seed}; to repeat: MARENGO_SIM_SEED={seed} cargo test -p \
-                 marengo-core --test sim -- --exact {test}",
+                 marengo-sim --test scenarios -- --exact {test}",
                 seed = self.0
             );
         }
@@ -52,12 +52,4 @@ impl Drop for ReportOnPanic {
 #[expect(clippy::print_stdout, reason = "figures for people who tune this")]
 fn measured(what: &str, value: Duration) {
     println!("measured: {what}: {value:?}");
-}
-
-const fn ms(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
 }

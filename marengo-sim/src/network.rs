@@ -8,15 +8,15 @@ use crate::ms;
 
 /// How the network treats datagrams.
 #[derive(Clone, Debug)]
-pub(crate) struct Network {
+pub struct Network {
     /// Least and most time a datagram takes.
-    pub(crate) latency: (Duration, Duration),
+    pub latency: (Duration, Duration),
     /// Share of datagrams that are lost.
-    pub(crate) loss: f64,
+    pub loss: f64,
     /// Share of datagrams that arrive twice.
-    pub(crate) duplication: f64,
+    pub duplication: f64,
     /// Share of datagrams that are held back long enough to be overtaken.
-    pub(crate) reordering: f64,
+    pub reordering: f64,
     /// Pairs of nodes, by index, of which the first does not reach the second.
     cut: BTreeSet<(usize, usize)>,
 }
@@ -30,7 +30,7 @@ impl Default for Network {
 
 impl Network {
     /// Cuts every connection between the two groups, in both directions.
-    pub(crate) fn cut(&mut self, left: &[usize], right: &[usize]) {
+    pub fn cut(&mut self, left: &[usize], right: &[usize]) {
         for &a in left {
             for &b in right {
                 self.cut.insert((a, b));
@@ -40,16 +40,16 @@ impl Network {
     }
 
     /// Ends all cuts.
-    pub(crate) fn heal(&mut self) {
+    pub fn heal(&mut self) {
         self.cut.clear();
     }
 
-    pub(crate) fn reaches(&self, from: usize, to: usize) -> bool {
+    pub fn reaches(&self, from: usize, to: usize) -> bool {
         !self.cut.contains(&(from, to))
     }
 
     /// After which times a datagram arrives: never, once or twice.
-    pub(crate) fn arrivals(&self, from: usize, to: usize, rng: &mut StdRng) -> Vec<Duration> {
+    pub fn arrivals(&self, from: usize, to: usize, rng: &mut StdRng) -> Vec<Duration> {
         if !self.reaches(from, to) || rng.random_bool(self.loss) {
             return Vec::new();
         }
@@ -57,7 +57,7 @@ impl Network {
         (0..copies).map(|_| self.delay(rng)).collect()
     }
 
-    pub(crate) fn delay(&self, rng: &mut StdRng) -> Duration {
+    pub fn delay(&self, rng: &mut StdRng) -> Duration {
         let delay = rng.random_range(self.latency.0..=self.latency.1);
         if rng.random_bool(self.reordering) { delay + ms(rng.random_range(5..50)) } else { delay }
     }

@@ -58,16 +58,16 @@ enum Event {
 
 /// A machine, whether a daemon runs on it or not.
 #[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) membership: Option<Membership>,
-    pub(crate) config: MembershipConfig,
-    pub(crate) name: String,
-    pub(crate) addr: SocketAddr,
-    pub(crate) vtep: IpAddr,
+pub struct Node {
+    pub membership: Option<Membership>,
+    pub config: MembershipConfig,
+    pub name: String,
+    pub addr: SocketAddr,
+    pub vtep: IpAddr,
     /// Added to what this machine's wall clock shows.
-    pub(crate) clock_error: i64,
+    pub clock_error: i64,
     /// Datagrams sent to this machine.
-    pub(crate) sent_to: u64,
+    pub sent_to: u64,
     listen: SocketAddr,
     /// Counts the starts, so that nothing meant for one start reaches the next.
     life: u32,
@@ -80,21 +80,21 @@ pub(crate) struct Node {
 
 /// An event and when which node reported it.
 #[derive(Clone, Debug)]
-pub(crate) struct Logged {
-    pub(crate) at: Instant,
-    pub(crate) node: usize,
-    pub(crate) event: MembershipEvent,
+pub struct Logged {
+    pub at: Instant,
+    pub node: usize,
+    pub event: MembershipEvent,
 }
 
 #[derive(Debug)]
-pub(crate) struct World {
-    pub(crate) now: Instant,
-    pub(crate) network: Network,
-    pub(crate) nodes: Vec<Node>,
-    pub(crate) log: Vec<Logged>,
+pub struct World {
+    pub now: Instant,
+    pub network: Network,
+    pub nodes: Vec<Node>,
+    pub log: Vec<Logged>,
     /// Datagrams sent, all nodes together.
-    pub(crate) sent: u64,
-    pub(crate) rng: StdRng,
+    pub sent: u64,
+    pub rng: StdRng,
     start: Instant,
     queue: BinaryHeap<Reverse<Scheduled>>,
     seq: u64,
@@ -102,7 +102,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, nodes: usize) -> Self {
+    pub fn new(seed: u64, nodes: usize) -> Self {
         #[expect(clippy::disallowed_methods, reason = "a world needs some instant to begin with")]
         let start = Instant::now();
         let mut world = Self {
@@ -124,7 +124,7 @@ impl World {
     }
 
     /// A cluster whose nodes know each other. Node 0 is the seed of all.
-    pub(crate) fn cluster(seed: u64, nodes: usize) -> Self {
+    pub fn cluster(seed: u64, nodes: usize) -> Self {
         let mut world = Self::new(seed, nodes);
         for index in 0..nodes {
             world.start(index, &[0]);
@@ -136,28 +136,28 @@ impl World {
         world
     }
 
-    pub(crate) fn elapsed(&self) -> Duration {
+    pub fn elapsed(&self) -> Duration {
         self.now - self.start
     }
 
-    pub(crate) fn addr(&self, node: usize) -> SocketAddr {
+    pub fn addr(&self, node: usize) -> SocketAddr {
         self.nodes[node].addr
     }
 
     /// Gives a machine another address that it can be reached at.
-    pub(crate) fn add_alias(&mut self, node: usize, alias: &str) -> SocketAddr {
+    pub fn add_alias(&mut self, node: usize, alias: &str) -> SocketAddr {
         let alias = alias.parse().expect("an address");
         self.aliases.insert(alias, node);
         alias
     }
 
     /// Starts the daemon of a node, with the nodes that it is told to join.
-    pub(crate) fn start(&mut self, node: usize, seeds: &[usize]) {
+    pub fn start(&mut self, node: usize, seeds: &[usize]) {
         let seeds = seeds.iter().map(|&seed| self.addr(seed)).collect();
         self.start_with(node, seeds);
     }
 
-    pub(crate) fn start_with(&mut self, index: usize, seeds: Vec<SocketAddr>) {
+    pub fn start_with(&mut self, index: usize, seeds: Vec<SocketAddr>) {
         let wall_clock = WALL_CLOCK + u64::try_from(self.elapsed().as_millis()).expect("small");
         let rng = StdRng::from_rng(&mut self.rng);
         let node = &mut self.nodes[index];
@@ -178,7 +178,7 @@ impl World {
     }
 
     /// Power off, or SIGKILL: no goodbye.
-    pub(crate) fn crash(&mut self, index: usize) {
+    pub fn crash(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         node.membership = None;
         node.inbox = None;
@@ -187,24 +187,24 @@ impl World {
     }
 
     /// Tells a node to leave. Its machine stays, so that it says its second goodbye.
-    pub(crate) fn leave(&mut self, index: usize) {
+    pub fn leave(&mut self, index: usize) {
         let now = self.now;
         self.membership_mut(index).leave(now);
         self.pump(index);
     }
 
     /// SIGSTOP.
-    pub(crate) fn stop(&mut self, index: usize) {
+    pub fn stop(&mut self, index: usize) {
         self.nodes[index].inbox = Some(VecDeque::new());
     }
 
     /// What came for a stopped process is lost, as on a suspended machine.
-    pub(crate) fn lose_inbox(&mut self, index: usize) {
+    pub fn lose_inbox(&mut self, index: usize) {
         self.nodes[index].inbox = Some(VecDeque::new());
     }
 
     /// SIGCONT: what the socket kept is read first, then what is due is done.
-    pub(crate) fn resume(&mut self, index: usize) {
+    pub fn resume(&mut self, index: usize) {
         let now = self.now;
         for (from, data) in self.nodes[index].inbox.take().into_iter().flatten() {
             let _refused = self.membership_mut(index).handle_datagram(now, from, &data);
@@ -214,32 +214,32 @@ impl World {
         self.pump(index);
     }
 
-    pub(crate) fn membership(&self, index: usize) -> &Membership {
+    pub fn membership(&self, index: usize) -> &Membership {
         self.nodes[index].membership.as_ref().expect("the node runs")
     }
 
-    pub(crate) fn membership_mut(&mut self, index: usize) -> &mut Membership {
+    pub fn membership_mut(&mut self, index: usize) -> &mut Membership {
         self.nodes[index].membership.as_mut().expect("the node runs")
     }
 
-    pub(crate) fn running(&self) -> Vec<usize> {
+    pub fn running(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|&index| self.nodes[index].membership.is_some()).collect()
     }
 
     /// How `observer` sees the node at the address of `node`.
-    pub(crate) fn state(&self, observer: usize, node: usize) -> Option<MemberState> {
+    pub fn state(&self, observer: usize, node: usize) -> Option<MemberState> {
         let addr = self.addr(node);
         let members = self.membership(observer).members();
         members.iter().find(|member| member.identity.addr == addr).map(|member| member.state)
     }
 
-    pub(crate) fn all_know_all(&self) -> bool {
+    pub fn all_know_all(&self) -> bool {
         let running = self.running();
         running.iter().all(|&node| self.membership(node).peers().len() == running.len() - 1)
     }
 
     /// Whether every other running node has this start of `node` among its peers, and it them.
-    pub(crate) fn is_back(&self, node: usize) -> bool {
+    pub fn is_back(&self, node: usize) -> bool {
         let own = self.membership(node).identity();
         let others = self.running().len() - 1;
         self.membership(node).peers().len() == others
@@ -250,7 +250,7 @@ impl World {
     }
 
     /// What `node` reported since `since` about who is there.
-    pub(crate) fn reports(&self, since: Instant) -> impl Iterator<Item = &Logged> {
+    pub fn reports(&self, since: Instant) -> impl Iterator<Item = &Logged> {
         self.log.iter().filter(move |logged| logged.at >= since).filter(|logged| {
             matches!(
                 logged.event,
@@ -262,7 +262,7 @@ impl World {
         })
     }
 
-    pub(crate) fn run_for(&mut self, time: Duration) {
+    pub fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
         while self.queue.peek().is_some_and(|Reverse(next)| next.at <= end) {
             self.step();
@@ -272,7 +272,7 @@ impl World {
 
     /// Runs until `goal`, and returns how long that took; panics when it takes longer than
     /// `limit`.
-    pub(crate) fn run_until(
+    pub fn run_until(
         &mut self,
         what: &str,
         limit: Duration,
@@ -410,7 +410,7 @@ impl World {
 }
 
 impl Node {
-    pub(crate) fn new(index: usize) -> Self {
+    pub fn new(index: usize) -> Self {
         let index = u16::try_from(index).expect("not that many nodes");
         let [high, low] = (index + 1).to_be_bytes();
         let ip = IpAddr::from([10, 0, high, low]);
