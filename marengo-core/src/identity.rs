@@ -1,11 +1,14 @@
-//! What a node says about itself: its name, its addresses and which start of it this is.
+//! What a node says about itself: its name, its addresses, which start of it this is, and whose
+//! data plane it has.
 
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU64,
     str::FromStr,
 };
 
+use rand::{Rng, RngExt as _};
 use thiserror::Error;
 
 /// Why a name was refused.
@@ -165,6 +168,40 @@ impl fmt::Display for Generation {
     }
 }
 
+/// Which data plane a node has: a random number, made with the maps and kept as long as they live.
+///
+/// A daemon that takes the maps over takes this over as well, whatever becomes of the node's name
+/// and addresses. Other maps, be it on the same host under the same name, are another data plane:
+/// what was learnt of the former one is void.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct DataPlaneId(NonZeroU64);
+
+impl DataPlaneId {
+    /// The data plane of this number; zero is none.
+    pub const fn new(number: u64) -> Option<Self> {
+        match NonZeroU64::new(number) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
+
+    /// A new one, unlike any other.
+    pub fn random(rng: &mut impl Rng) -> Self {
+        Self(NonZeroU64::new(rng.random()).unwrap_or(NonZeroU64::MIN))
+    }
+
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for DataPlaneId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// Why an identity was refused.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 pub enum IdentityError {
@@ -192,6 +229,9 @@ pub struct Identity {
     pub listen: SocketAddr,
     /// Which start of the node this is.
     pub generation: Generation,
+    /// Which data plane the node has. Of two identities with one data plane the one with the
+    /// higher generation stands: the node has another address, and the other one is superseded.
+    pub data_plane: DataPlaneId,
     /// Reserved for the node's public key; all zero means that it has none.
     pub public_key: [u8; 32],
 }
@@ -204,8 +244,10 @@ impl Identity {
         vtep: IpAddr,
         listen: SocketAddr,
         generation: Generation,
+        data_plane: DataPlaneId,
     ) -> Result<Self, IdentityError> {
-        Self { name, addr, vtep, listen, generation, public_key: [0; 32] }.into_checked()
+        let public_key = [0; 32];
+        Self { name, addr, vtep, listen, generation, data_plane, public_key }.into_checked()
     }
 
     /// Brings the addresses into canonical form and refuses those that nobody can send to.
@@ -233,8 +275,8 @@ impl Identity {
     }
 
     /// What decides between two identities with one address; the greater wins.
-    fn rank(&self) -> (Generation, NodeName, IpAddr, SocketAddr, [u8; 32]) {
-        (self.generation, self.name, self.vtep, self.listen, self.public_key)
+    fn rank(&self) -> (Generation, NodeName, IpAddr, SocketAddr, DataPlaneId, [u8; 32]) {
+        (self.generation, self.name, self.vtep, self.listen, self.data_plane, self.public_key)
     }
 }
 
@@ -283,6 +325,7 @@ mod tests {
             "10.0.0.1".parse().unwrap(),
             "10.0.0.1:8080".parse().unwrap(),
             Generation(generation),
+            DataPlaneId::new(1).unwrap(),
         )
         .unwrap()
     }

@@ -44,15 +44,62 @@ pub struct Member {
     pub state: MemberState,
 }
 
-/// The peers that the data plane forwards to: members that are alive or suspect, by gossip
-/// address. This node is not among them, and no two of them have the same VTEP.
+/// What gossip thinks of a peer.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Standing {
+    /// It answers.
+    Alive,
+    /// It is doubted: it missed a probe, or said that its daemon is restarted.
+    Suspect,
+    /// It was declared down. It did not leave, and nobody has taken its place: whether it is
+    /// really gone, the data plane may know better.
+    Lost,
+}
+
+impl Standing {
+    /// The standing in lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A peer, and what gossip thinks of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Peer {
+    /// Who it is.
+    pub identity: Identity,
+    /// What gossip thinks of it.
+    pub standing: Standing,
+}
+
+impl From<Identity> for Peer {
+    fn from(identity: Identity) -> Self {
+        Self { identity, standing: Standing::Alive }
+    }
+}
+
+/// The peers that the data plane may forward to, by gossip address: members that are alive or
+/// suspect, and lost ones as long as they are remembered.
+///
+/// This node is not among them, nor is who left or was superseded. As the membership makes it, no
+/// two entries have one data plane, and no two have one VTEP.
 ///
 /// A clone shares the table. One entry a peer.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct PeerTable(Arc<BTreeMap<SocketAddr, Identity>>);
+pub struct PeerTable(Arc<BTreeMap<SocketAddr, Peer>>);
 
 impl PeerTable {
-    /// How many peers there are.
+    /// How many peers there are, the lost ones included.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -63,18 +110,30 @@ impl PeerTable {
     }
 
     /// The peer at a gossip address.
-    pub fn get(&self, addr: SocketAddr) -> Option<&Identity> {
+    pub fn get(&self, addr: SocketAddr) -> Option<&Peer> {
         self.0.get(&addr)
     }
 
     /// The peers in the order of their gossip addresses.
-    pub fn iter(&self) -> impl Iterator<Item = &Identity> {
+    pub fn iter(&self) -> impl Iterator<Item = &Peer> {
         self.0.values()
+    }
+
+    /// The peers that are not lost, in the order of their gossip addresses.
+    pub fn live(&self) -> impl Iterator<Item = &Identity> {
+        self.iter().filter(|peer| peer.standing != Standing::Lost).map(|peer| &peer.identity)
     }
 }
 
+impl FromIterator<Peer> for PeerTable {
+    fn from_iter<I: IntoIterator<Item = Peer>>(peers: I) -> Self {
+        Self(Arc::new(peers.into_iter().map(|peer| (peer.identity.addr, peer)).collect()))
+    }
+}
+
+/// A table in which everybody is alive.
 impl FromIterator<Identity> for PeerTable {
     fn from_iter<I: IntoIterator<Item = Identity>>(peers: I) -> Self {
-        Self(Arc::new(peers.into_iter().map(|peer| (peer.addr, peer)).collect()))
+        peers.into_iter().map(Peer::from).collect()
     }
 }

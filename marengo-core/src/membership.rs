@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use foca::{Foca, NoCustomBroadcast, State};
+use foca::{Foca, NoCustomBroadcast, Timer};
 use rand::{SeedableRng as _, rngs::StdRng};
 use tracing::{trace, warn};
 
@@ -57,6 +57,7 @@ mod outbox;
 mod rejoin;
 mod renewal;
 mod roster;
+mod standing;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -106,6 +107,10 @@ pub struct Membership {
     timers: Timers,
     roster: Roster,
     peers: PeerTable,
+    /// Active members that are suspected, by address.
+    suspects: BTreeSet<SocketAddr>,
+    /// Something happened that may have begun or ended a suspicion.
+    suspects_stale: bool,
     conflicts: Conflicts,
     renewals: Renewals,
     /// foca renewed the identity, and this has not been dealt with.
@@ -174,6 +179,8 @@ impl Membership {
             timers: Timers::default(),
             roster: Roster::new(config.max_members),
             peers: PeerTable::default(),
+            suspects: BTreeSet::new(),
+            suspects_stale: false,
             conflicts: Conflicts::default(),
             renewals: Renewals::new(identity.generation),
             renewed: false,
@@ -238,6 +245,7 @@ impl Membership {
             if self.is_refuted(&timer) {
                 continue;
             }
+            self.suspects_stale |= matches!(timer, Timer::ProbeRandomMember(_));
             drive::note(self.foca.handle_timer(timer, &mut self.outbox));
             self.drain(now, None);
         }
@@ -293,12 +301,6 @@ impl Membership {
     ///
     /// Members that are down are shown for a day, those that left for an hour.
     pub fn members(&self) -> Vec<Member> {
-        let suspects: BTreeSet<SocketAddr> = self
-            .foca
-            .iter_members()
-            .filter(|member| member.state() == State::Suspect)
-            .map(|member| member.id().addr)
-            .collect();
         let own_state = match self.phase {
             Phase::Running => MemberState::Alive,
             Phase::Leaving { .. } | Phase::Left => MemberState::Left,
@@ -307,7 +309,7 @@ impl Membership {
         let others = self.roster.shown(self.latest).map(|record| Member {
             identity: record.identity.clone(),
             state: match record.presence {
-                Presence::Active if suspects.contains(&record.identity.addr) => {
+                Presence::Active if self.suspects.contains(&record.identity.addr) => {
                     MemberState::Suspect
                 }
                 Presence::Active => MemberState::Alive,
@@ -320,7 +322,7 @@ impl Membership {
         members
     }
 
-    /// The peers that the data plane forwards to. The clone is cheap.
+    /// The peers that the data plane may forward to. The clone is cheap.
     pub fn peers(&self) -> PeerTable {
         self.peers.clone()
     }

@@ -13,7 +13,7 @@ use marengo_common::{FLOOD_CHUNK, FloodChunk, PeerIndex};
 
 use crate::{
     identity::{Identity, NodeName},
-    members::PeerTable,
+    members::{Peer, PeerTable},
 };
 
 /// A peer's place in the data plane.
@@ -75,7 +75,7 @@ impl Slots {
 
         let mut taken = BTreeSet::new();
         let mut moved = Vec::new();
-        for peer in peers.iter() {
+        for Peer { identity: peer, .. } in peers.iter() {
             let found = by_address
                 .get(&(peer.vtep, Some(peer.name)))
                 .or_else(|| by_address.get(&(peer.vtep, None)));
@@ -178,7 +178,7 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::Generation;
+    use crate::identity::{DataPlaneId, Generation};
 
     #[test]
     fn a_freed_slot_comes_back_with_a_generation_that_nobody_had() {
@@ -286,7 +286,9 @@ mod tests {
             .map(|(name, n)| {
                 let addr = (vtep(*n), 7946).into();
                 let name = NodeName::new(name).unwrap();
-                Identity::new(name, addr, vtep(*n), (vtep(*n), 8080).into(), Generation(1)).unwrap()
+                let listen = (vtep(*n), 8080).into();
+                let data_plane = DataPlaneId::new(u64::from(*n)).unwrap();
+                Identity::new(name, addr, vtep(*n), listen, Generation(1), data_plane).unwrap()
             })
             .collect()
     }

@@ -7,7 +7,7 @@ use std::{
 
 use foca::{Header, Member, Message, State};
 use marengo_core::{
-    identity::{ClusterName, Generation, Identity, NodeName, Version},
+    identity::{ClusterName, DataPlaneId, Generation, Identity, NodeName, Version},
     membership::{
         Membership, MembershipConfig,
         codec::{self, Payload},
@@ -27,12 +27,14 @@ fn identity() -> impl Strategy<Value = Identity> + Clone {
     let name = "[!-~]{1,63}".prop_map(|name| NodeName::new(&name).expect("a name"));
     let addr = (ip(), 1..=u16::MAX).prop_map(SocketAddr::from as fn((IpAddr, u16)) -> SocketAddr);
     let key = prop_oneof![Just([0; 32]), any::<[u8; 32]>()];
-    (name, addr.clone(), ip(), addr, any::<u64>(), key).prop_filter_map(
+    let numbers = (any::<u64>(), 1..=u64::MAX);
+    (name, addr.clone(), ip(), addr, numbers, key).prop_filter_map(
         "an address that can be sent to",
-        |(name, addr, vtep, listen, generation, public_key)| {
-            let generation = Generation(generation);
-            let identity = Identity { name, addr, vtep, listen, generation, public_key };
-            identity.into_checked().ok()
+        |(name, addr, vtep, listen, (generation, data_plane), public_key)| {
+            let (generation, data_plane) = (Generation(generation), DataPlaneId::new(data_plane)?);
+            Identity { name, addr, vtep, listen, generation, data_plane, public_key }
+                .into_checked()
+                .ok()
         },
     )
 }
@@ -101,7 +103,7 @@ proptest! {
     }
 
     #[test]
-    fn an_identity_without_room_leaves_no_trace(identity in identity(), room in 0_usize..159) {
+    fn an_identity_without_room_leaves_no_trace(identity in identity(), room in 0_usize..167) {
         let mut whole = Vec::new();
         codec::emit_identity(&identity, &mut whole).expect("fits");
         let mut space = vec![7; room];
@@ -169,7 +171,14 @@ impl Pair {
             let ip = IpAddr::from([10, 0, 0, number]);
             let name = NodeName::new(&format!("n{number}")).expect("a name");
             let (addr, listen) = (SocketAddr::new(ip, 7946), SocketAddr::new(ip, 8080));
-            let identity = Identity::new(name, addr, ip, listen, Generation(1_000_000));
+            let identity = Identity::new(
+                name,
+                addr,
+                ip,
+                listen,
+                Generation(1_000_000),
+                DataPlaneId::new(u64::from(number)).expect("not zero"),
+            );
             let config = MembershipConfig::new(ClusterName::new("test").expect("a name"));
             let rng = StdRng::seed_from_u64(u64::from(number));
             Membership::new(now, config, identity.expect("an identity"), rng)
@@ -243,7 +252,16 @@ fn two_hundred_thousand_bad_datagrams_change_nothing_and_are_counted() {
         let mut bytes: Vec<u8> = (0..len).map(|_| rng.random()).collect();
         // Half of them get past the first look.
         if rng.random_bool(0.5) && len > 8 {
-            bytes[..8].copy_from_slice(&[b'M', b'G', 1, rng.random_range(0..6), 0, 0, 0, 0]);
+            bytes[..8].copy_from_slice(&[
+                b'M',
+                b'G',
+                envelope::PROTOCOL,
+                rng.random_range(0..6),
+                0,
+                0,
+                0,
+                0,
+            ]);
         }
         assert!(node.handle_datagram(now, stranger, &bytes).is_err(), "{repeat}");
     }

@@ -9,7 +9,7 @@ use std::{
 use marengo_common::{FLOOD_CHUNK, FloodChunk, PeerEntry, Settings, Vni, VtepKey};
 use marengo_core::{
     desired::desired,
-    identity::{Generation, Identity, NodeName},
+    identity::{DataPlaneId, Generation, Identity, NodeName},
     members::PeerTable,
     op::{Hook, Link, Op},
     plan::{plan, plan_teardown},
@@ -239,7 +239,15 @@ fn table(peers: &BTreeSet<u8>) -> PeerTable {
         .map(|n| {
             let name = NodeName::new(&format!("node-{n:02}")).unwrap();
             let (addr, listen) = ((address(*n), 7946).into(), (address(*n), 8080).into());
-            Identity::new(name, addr, address(*n), listen, Generation(1)).unwrap()
+            Identity::new(
+                name,
+                addr,
+                address(*n),
+                listen,
+                Generation(1),
+                DataPlaneId::new(u64::from(*n)).unwrap(),
+            )
+            .unwrap()
         })
         .collect()
 }

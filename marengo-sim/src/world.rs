@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use marengo_core::{
-    identity::{ClusterName, Generation, Identity, NodeName},
+    identity::{ClusterName, DataPlaneId, Generation, Identity, NodeName},
     members::MemberState,
     membership::{Membership, MembershipConfig, MembershipEvent, SyncMessage},
 };
@@ -159,7 +159,7 @@ impl World {
 
     pub fn start_with(&mut self, index: usize, seeds: Vec<SocketAddr>) {
         let wall_clock = WALL_CLOCK + u64::try_from(self.elapsed().as_millis()).expect("small");
-        let rng = StdRng::from_rng(&mut self.rng);
+        let mut rng = StdRng::from_rng(&mut self.rng);
         let node = &mut self.nodes[index];
         assert!(node.membership.is_none(), "node {index} runs already");
         let identity = Identity::new(
@@ -168,6 +168,7 @@ impl World {
             node.vtep,
             node.listen,
             Generation(wall_clock.checked_add_signed(node.clock_error).expect("after 1970")),
+            DataPlaneId::random(&mut rng),
         );
         let identity = identity.expect("an identity");
         let mut membership = Membership::new(self.now, node.config.clone(), identity, rng);
@@ -233,18 +234,23 @@ impl World {
         members.iter().find(|member| member.identity.addr == addr).map(|member| member.state)
     }
 
+    /// How many peers a node has that are not lost.
+    pub fn live(&self, node: usize) -> usize {
+        self.membership(node).peers().live().count()
+    }
+
     pub fn all_know_all(&self) -> bool {
         let running = self.running();
-        running.iter().all(|&node| self.membership(node).peers().len() == running.len() - 1)
+        running.iter().all(|&node| self.live(node) == running.len() - 1)
     }
 
     /// Whether every other running node has this start of `node` among its peers, and it them.
     pub fn is_back(&self, node: usize) -> bool {
         let own = self.membership(node).identity();
         let others = self.running().len() - 1;
-        self.membership(node).peers().len() == others
+        self.live(node) == others
             && self.running().into_iter().filter(|&other| other != node).all(|other| {
-                self.membership(other).peers().get(own.addr).map(|peer| peer.generation)
+                self.membership(other).peers().get(own.addr).map(|peer| peer.identity.generation)
                     == Some(own.generation)
             })
     }
@@ -403,7 +409,7 @@ impl World {
             .filter(|(addr, _)| *addr != membership.identity().addr)
             .collect();
         assert_eq!(self.nodes[index].told, shown, "node {index} told something else\n{self}");
-        for peer in membership.peers().iter() {
+        for peer in membership.peers().live() {
             assert!(shown.contains_key(&peer.addr), "node {index} has a peer that is not there");
         }
     }

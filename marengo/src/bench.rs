@@ -15,7 +15,7 @@ use std::{
 use marengo_common::{MapName, Vni};
 use marengo_core::{
     desired::desired,
-    identity::{ClusterName, Generation, Identity, NodeName},
+    identity::{ClusterName, DataPlaneId, Generation, Identity, NodeName},
     members::PeerTable,
     membership::{Membership, MembershipConfig, SyncMember, SyncMessage, SyncState, envelope},
     op::Op,
@@ -68,6 +68,7 @@ pub(crate) async fn members(members: u32, output: Output) -> Result<(), Failure>
             vtep: identity.vtep,
             listen: identity.listen,
             generation: identity.generation.0,
+            data_plane: identity.data_plane.get(),
             incarnation: 0,
             state: SyncState::Alive,
         })
@@ -181,7 +182,9 @@ impl Drop for Bench {
 fn identity(n: u32) -> Result<Identity, Failure> {
     let name = NodeName::new(&format!("node-{n:05}")).or_failure(Kind::Failed)?;
     let (addr, listen) = (SocketAddr::new(address(n), 7946), SocketAddr::new(address(n), 8080));
-    Identity::new(name, addr, address(n), listen, Generation(1)).or_failure(Kind::Failed)
+    let data_plane = DataPlaneId::random(&mut rand::rng());
+    Identity::new(name, addr, address(n), listen, Generation(1), data_plane)
+        .or_failure(Kind::Failed)
 }
 
 /// The benchmarking network (RFC 2544), 198.18.0.0/15.

@@ -196,13 +196,9 @@ impl Converge {
     fn assign(&mut self, peers: &PeerTable) {
         let family = self.data_plane.vtep.is_ipv4();
         let (fitting, others): (Vec<_>, Vec<_>) =
-            peers.iter().partition(|peer| peer.vtep.is_ipv4() == family);
+            peers.live().partition(|peer| peer.vtep.is_ipv4() == family);
         let keep_adopted = self.adopted != Adoption::Over;
-        if others.is_empty() {
-            self.slots.assign(peers, keep_adopted);
-        } else {
-            self.slots.assign(&fitting.into_iter().cloned().collect(), keep_adopted);
-        }
+        self.slots.assign(&fitting.into_iter().cloned().collect(), keep_adopted);
         let full = self.slots.without_slot().iter().map(ToString::to_string);
         let left_out: Vec<String> =
             full.chain(others.iter().map(|peer| peer.name.to_string())).collect();

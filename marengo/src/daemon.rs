@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use marengo_core::{
     control::Control,
     converge::Cause,
-    identity::{Generation, Identity},
+    identity::{DataPlaneId, Generation, Identity},
     members::PeerTable,
     membership::{Mechanism, MembershipConfig},
     settings::DataPlane,
@@ -309,7 +309,8 @@ fn identity(config: &ServerConfig, addresses: Addresses) -> Result<Identity, Fai
         addresses.listen
     };
     let vtep = addresses.advertise.ip();
-    Identity::new(config.node_name, addresses.advertise, vtep, listen, generation)
+    let data_plane = DataPlaneId::random(&mut rand::rng());
+    Identity::new(config.node_name, addresses.advertise, vtep, listen, generation, data_plane)
         .or_failure(Kind::Address)
 }
 

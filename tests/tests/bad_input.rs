@@ -333,7 +333,7 @@ fn random(rng: &mut StdRng) -> Vec<u8> {
     let mut datagram: Vec<u8> = (0..length).map(|_| rng.random()).collect();
     // Every second one looks a little like one of ours.
     if rng.random_bool(0.5) {
-        let magic = *b"MG\x01\x01\0\0\0\0\x07marengo";
+        let magic = *b"MG\x02\x01\0\0\0\0\x07marengo";
         for (byte, ours) in datagram.iter_mut().zip(&magic[..rng.random_range(0..=16)]) {
             *byte = *ours;
         }

@@ -315,7 +315,7 @@ fn whole_membership_is_exchanged_over_http_on_join_and_what_does_not_fit_is_name
 
     // What does not fit is refused with an answer that says what differs.
     let member = format!(
-        r#"{{"name":"x","addr":"{0}:7946","vtep":"{0}","listen":"{0}:8080","generation":1,"incarnation":0,"state":"alive"}}"#,
+        r#"{{"name":"x","addr":"{0}:7946","vtep":"{0}","listen":"{0}:8080","generation":1,"data_plane":7,"incarnation":0,"state":"alive"}}"#,
         two.underlay()
     );
     let body = |protocol: u32, cluster: &str, from: &str| {
@@ -324,10 +324,10 @@ fn whole_membership_is_exchanged_over_http_on_join_and_what_does_not_fit_is_name
         )
     };
     let unlike = [
-        (body(1, "green", &member), ["marengo", "green"]),
-        (body(99, "marengo", &member), ["protocol 1", "protocol 99"]),
+        (body(2, "green", &member), ["marengo", "green"]),
+        (body(99, "marengo", &member), ["protocol 2", "protocol 99"]),
         // One that speaks another protocol may describe its members in another way.
-        (body(99, "marengo", "\"somebody\""), ["protocol 1", "protocol 99"]),
+        (body(99, "marengo", "\"somebody\""), ["protocol 2", "protocol 99"]),
     ];
     for (body, words) in unlike {
         let request = format!(

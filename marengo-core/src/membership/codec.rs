@@ -10,10 +10,10 @@ use foca::{Header, Member, Message, State};
 use thiserror::Error;
 
 use super::envelope::MAX_PAYLOAD;
-use crate::identity::{Generation, Identity, IdentityError, NameError, NodeName};
+use crate::identity::{DataPlaneId, Generation, Identity, IdentityError, NameError, NodeName};
 
 /// The largest identity on the wire: a name of 63 bytes, three IPv6 addresses and a key.
-pub const MAX_IDENTITY_LEN: usize = 1 + 63 + 8 + 19 + 17 + 19 + 1 + 32;
+pub const MAX_IDENTITY_LEN: usize = 1 + 63 + 8 + 8 + 19 + 17 + 19 + 1 + 32;
 
 /// Incarnation of a down member that left by itself.
 ///
@@ -36,6 +36,9 @@ pub enum CodecError {
     /// An identity has an address that nobody can send to.
     #[error("bad identity: {0}")]
     Identity(#[from] IdentityError),
+    /// An identity names data plane zero.
+    #[error("an identity without a data plane")]
+    NoDataPlane,
     /// A byte that selects between alternatives selects none.
     #[error("{value} is not a known {field}")]
     Choice {
@@ -139,6 +142,7 @@ impl foca::Codec<Identity> for WireCodec {
 pub fn parse_identity(mut buf: impl Buf) -> Result<Identity> {
     let name = parse_text::<{ NodeName::MAX_LEN }, _>(&mut buf, NodeName::from_bytes)?;
     let generation = Generation(get_u64(&mut buf)?);
+    let data_plane = DataPlaneId::new(get_u64(&mut buf)?).ok_or(CodecError::NoDataPlane)?;
     let addr = parse_socket_addr(&mut buf)?;
     let vtep = parse_ip(&mut buf)?;
     let listen = parse_socket_addr(&mut buf)?;
@@ -147,7 +151,7 @@ pub fn parse_identity(mut buf: impl Buf) -> Result<Identity> {
         1 => get_array(&mut buf)?,
         value => return Err(CodecError::Choice { field: "kind of key", value }),
     };
-    Ok(Identity { name, addr, vtep, listen, generation, public_key }.into_checked()?)
+    Ok(Identity { name, addr, vtep, listen, generation, data_plane, public_key }.into_checked()?)
 }
 
 /// Writes an identity, or nothing at all if there is no room for it.
@@ -157,6 +161,7 @@ pub fn emit_identity(identity: &Identity, mut buf: impl BufMut) -> Result<()> {
     }
     emit_text(identity.name.as_str(), &mut buf);
     buf.put_u64(identity.generation.0);
+    buf.put_u64(identity.data_plane.get());
     emit_socket_addr(identity.addr, &mut buf);
     emit_ip(identity.vtep, &mut buf);
     emit_socket_addr(identity.listen, &mut buf);
@@ -244,7 +249,7 @@ fn identity_len(identity: &Identity) -> usize {
     let key = if identity.public_key == [0; 32] { 0 } else { 32 };
     let addresses =
         ip_len(identity.addr.ip()) + ip_len(identity.vtep) + ip_len(identity.listen.ip());
-    1 + identity.name.as_str().len() + 8 + addresses + 2 + 2 + 1 + key
+    1 + identity.name.as_str().len() + 8 + 8 + addresses + 2 + 2 + 1 + key
 }
 
 fn parse_member(mut buf: impl Buf) -> Result<Member<Identity>> {

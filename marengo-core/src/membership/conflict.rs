@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::event::MembershipEvent;
-use crate::{identity::Identity, members::PeerTable};
+use crate::{
+    identity::Identity,
+    members::{Peer, PeerTable, Standing},
+};
 
 /// For how long a conflict about the own address is shown after the last sign of it.
 const ADDRESS_MEMORY: Duration = Duration::from_mins(1);
@@ -91,15 +94,15 @@ impl Conflicts {
         shown != wanted
     }
 
-    /// Finds the conflicts among the active members, and the peers that remain without them.
+    /// Finds the conflicts among the members that stand, and the peers that remain without them.
     ///
     /// A member with this node's VTEP is no peer. Of several members with one VTEP the one that
-    /// was there first is.
+    /// was there first is; a lost one only if nobody else is there, and it conflicts with nobody.
     pub(super) fn refresh<'a>(
         &mut self,
         now: Instant,
         own: &Identity,
-        active: impl Iterator<Item = &'a Identity>,
+        members: impl Iterator<Item = (&'a Identity, Standing)>,
     ) -> (PeerTable, Vec<MembershipEvent>) {
         let mut found = Vec::new();
         let conflict = |kind, ours: &Identity, theirs: &Identity| Conflict {
@@ -114,9 +117,11 @@ impl Conflicts {
                 self.at_own_address = None;
             }
         }
-        let mut by_vtep: BTreeMap<IpAddr, &Identity> = BTreeMap::new();
+        let (lost, live): (Vec<_>, Vec<_>) =
+            members.partition(|(_, standing)| *standing == Standing::Lost);
+        let mut by_vtep: BTreeMap<IpAddr, (&Identity, Standing)> = BTreeMap::new();
         let mut losers = Vec::new();
-        for member in active {
+        for (member, standing) in live {
             if member.name == own.name {
                 found.push(conflict(ConflictKind::Name, own, member));
             }
@@ -125,17 +130,29 @@ impl Conflicts {
                 continue;
             }
             let seniority = |identity: &Identity| (identity.generation, identity.name);
-            let holder = by_vtep.entry(member.vtep).or_insert(member);
+            let (holder, its_standing) = by_vtep.entry(member.vtep).or_insert((member, standing));
             if seniority(member) < seniority(holder) {
                 losers.push(std::mem::replace(holder, member));
+                *its_standing = standing;
             } else if member.addr != holder.addr {
                 losers.push(member);
             }
         }
         for loser in losers {
-            if let Some(holder) = by_vtep.get(&loser.vtep) {
+            if let Some((holder, _)) = by_vtep.get(&loser.vtep) {
                 found.push(conflict(ConflictKind::Vtep, holder, loser));
             }
+        }
+        // Of several lost ones, the latest that was there.
+        let mut lost_by_vtep: BTreeMap<IpAddr, &Identity> = BTreeMap::new();
+        for (member, _) in lost.into_iter().filter(|(member, _)| member.vtep != own.vtep) {
+            let holder = lost_by_vtep.entry(member.vtep).or_insert(member);
+            if (member.generation, member.addr) > (holder.generation, holder.addr) {
+                *holder = member;
+            }
+        }
+        for (vtep, member) in lost_by_vtep {
+            by_vtep.entry(vtep).or_insert((member, Standing::Lost));
         }
         let found: BTreeMap<Key, Conflict> =
             found.into_iter().map(|conflict| (conflict.key(), conflict)).collect();
@@ -146,7 +163,10 @@ impl Conflicts {
             .map(|(_, conflict)| MembershipEvent::Conflict(conflict.clone()))
             .chain(gone.map(|(_, conflict)| MembershipEvent::ConflictResolved(conflict.clone())))
             .collect();
-        let peers = by_vtep.into_values().cloned().collect();
+        let peers = by_vtep
+            .into_values()
+            .map(|(member, standing)| Peer { identity: member.clone(), standing })
+            .collect();
         self.present = found;
         (peers, events)
     }
@@ -170,12 +190,12 @@ mod tests {
         let own = identity(1);
         let twin = Identity { name: own.name, ..identity(2) };
 
-        let (peers, events) = conflicts.refresh(now, &own, [&twin].into_iter());
+        let (peers, events) = conflicts.refresh(now, &own, [(&twin, Standing::Alive)].into_iter());
         assert_eq!(peers.len(), 1);
         assert!(matches!(&events[..], [MembershipEvent::Conflict(c)] if c.theirs == twin));
 
         let renewed = twin.with_generation(twin.generation.next());
-        let (_, events) = conflicts.refresh(now, &own, [&renewed].into_iter());
+        let (_, events) = conflicts.refresh(now, &own, [(&renewed, Standing::Alive)].into_iter());
         assert_eq!(events, []);
         assert_eq!(kinds(&conflicts), [ConflictKind::Name]);
 
@@ -189,7 +209,7 @@ mod tests {
         let own = identity(1);
         let thief = Identity { vtep: own.vtep, ..identity(2) };
 
-        let (peers, _) = conflicts.refresh(now, &own, [&thief].into_iter());
+        let (peers, _) = conflicts.refresh(now, &own, [(&thief, Standing::Alive)].into_iter());
 
         assert!(peers.is_empty());
         assert_eq!(kinds(&conflicts), [ConflictKind::Vtep]);
@@ -203,12 +223,32 @@ mod tests {
         for pair in [[&older, &younger], [&younger, &older]] {
             let mut conflicts = Conflicts::default();
 
+            let pair = pair.map(|identity| (identity, Standing::Alive));
             let (peers, _) = conflicts.refresh(now, &identity(1), pair.into_iter());
 
-            assert_eq!(peers.iter().collect::<Vec<_>>(), [&older]);
+            assert_eq!(peers.live().collect::<Vec<_>>(), [&older]);
             let conflict = conflicts.iter().next().unwrap();
             assert_eq!((&conflict.ours, &conflict.theirs), (&older, &younger));
         }
+    }
+
+    #[test]
+    fn a_lost_member_is_a_peer_unless_somebody_has_its_vtep() {
+        let (now, mut conflicts) = (start(), Conflicts::default());
+        let (lost, heir) = (identity(2), Identity { vtep: identity(2).vtep, ..identity(3) });
+
+        let (peers, _) =
+            conflicts.refresh(now, &identity(1), [(&lost, Standing::Lost)].into_iter());
+        assert_eq!(peers.get(lost.addr).map(|peer| peer.standing), Some(Standing::Lost));
+        assert_eq!(peers.live().count(), 0);
+
+        let both = [(&lost, Standing::Lost), (&heir, Standing::Suspect)];
+        let (peers, events) = conflicts.refresh(now, &identity(1), both.into_iter());
+        assert_eq!((peers.len(), events), (1, Vec::new()));
+        assert_eq!(peers.get(heir.addr).map(|peer| peer.standing), Some(Standing::Suspect));
+
+        let (peers, _) = conflicts.refresh(now, &heir, [(&lost, Standing::Lost)].into_iter());
+        assert!(peers.is_empty(), "its VTEP is our own");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Driving foca: what it wants done, and what follows from what it says.
 
-use std::{mem, net::SocketAddr, time::Instant};
+use std::{collections::BTreeSet, mem, net::SocketAddr, time::Instant};
 
 use bytes::Bytes;
 use foca::{OwnedNotification, State, Timer};
@@ -11,6 +11,7 @@ use super::{
     envelope::{self, Kind},
     outbox::Effect,
     roster::Presence,
+    standing::standing,
 };
 use crate::identity::Identity;
 
@@ -126,11 +127,30 @@ impl Membership {
             let wanted = self.config.foca(self.roster.active_count() + 1);
             note(self.foca.set_config(wanted));
         }
-        if roster_changed || mem::take(&mut self.identity_changed) || self.conflicts.is_stale(now) {
-            let (peers, events) = self.conflicts.refresh(now, &self.identity, self.roster.active());
+        let changed = self.refresh_suspects() | roster_changed;
+        if changed || mem::take(&mut self.identity_changed) || self.conflicts.is_stale(now) {
+            let members = standing(&self.identity, self.roster.known(&self.suspects));
+            let (peers, events) = self.conflicts.refresh(now, &self.identity, members.into_iter());
             self.peers = peers;
             self.events.extend(events);
         }
+    }
+
+    /// Finds out who is suspected. foca does not say when it begins or ends a suspicion. Returns
+    /// whether anything changed.
+    fn refresh_suspects(&mut self) -> bool {
+        if !mem::take(&mut self.suspects_stale) {
+            return false;
+        }
+        let suspects: BTreeSet<SocketAddr> = self
+            .foca
+            .iter_members()
+            .filter(|member| member.state() == State::Suspect)
+            .map(|member| member.id().addr)
+            .collect();
+        let changed = suspects != self.suspects;
+        self.suspects = suspects;
+        changed
     }
 
     /// Raises the own generation above what others believe it to be.

@@ -16,7 +16,7 @@ use super::{
 use crate::identity::{ClusterName, Generation, Identity, Version};
 
 /// The protocol version this software speaks.
-pub const PROTOCOL: u8 = 1;
+pub const PROTOCOL: u8 = 2;
 
 /// The most bytes a datagram may have.
 pub const MAX_DATAGRAM: usize = 1260;

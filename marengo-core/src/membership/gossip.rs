@@ -62,6 +62,8 @@ impl Membership {
             }
         }
         self.check_message(now, &payload)?;
+        // A suspect that speaks may have refuted; an update may suspect, or pass a refutation on.
+        self.suspects_stale |= !payload.updates.is_empty() || self.suspects.contains(&src.addr);
 
         let before = payload.updates.len();
         let mut updates = std::mem::take(&mut payload.updates);

@@ -1,13 +1,16 @@
 //! Everybody this node has heard of, with what foca does not remember: who left, and since when.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use super::event::MembershipEvent;
-use crate::identity::{Generation, Identity};
+use super::{event::MembershipEvent, standing::Known};
+use crate::{
+    identity::{Generation, Identity},
+    members::Standing,
+};
 
 /// For how long a member that is down or left is remembered.
 const REMEMBER: Duration = Duration::from_hours(24);
@@ -40,7 +43,7 @@ pub(super) struct Roster {
     records: BTreeMap<SocketAddr, Record>,
     limit: usize,
     active: usize,
-    /// Whether the set of active identities changed since [`Roster::take_changed`].
+    /// Whether the records changed since [`Roster::take_changed`], other than by time.
     changed: bool,
     /// The start of a node that is known to leave; makes its next "down" a "left".
     leaving: BTreeMap<SocketAddr, Generation>,
@@ -73,6 +76,24 @@ impl Roster {
             .values()
             .filter(|record| record.presence == Presence::Active)
             .map(|record| &record.identity)
+    }
+
+    /// Everybody, with what gossip thinks of them.
+    pub(super) fn known<'a>(
+        &'a self,
+        suspects: &'a BTreeSet<SocketAddr>,
+    ) -> impl Iterator<Item = Known<'a>> {
+        self.records.values().map(|record| {
+            let standing = match record.presence {
+                Presence::Active if suspects.contains(&record.identity.addr) => {
+                    Some(Standing::Suspect)
+                }
+                Presence::Active => Some(Standing::Alive),
+                Presence::Down => Some(Standing::Lost),
+                Presence::Left => None,
+            };
+            (&record.identity, standing)
+        })
     }
 
     /// How many more members fit.
@@ -142,16 +163,17 @@ impl Roster {
     pub(super) fn rename(&mut self, new: &Identity) -> Option<MembershipEvent> {
         let record = self.records.get_mut(&new.addr)?;
         let old = std::mem::replace(&mut record.identity, new.clone());
+        self.changed |= old != *new;
         if record.presence != Presence::Active || old == *new {
             return None;
         }
-        self.changed = true;
         Some(MembershipEvent::MemberChanged { old, new: new.clone() })
     }
 
     /// Remembers a member of whom only its end was heard. No event: it was never up here.
     pub(super) fn remember_gone(&mut self, identity: &Identity, left: bool, now: Instant) {
         let presence = if left { Presence::Left } else { Presence::Down };
+        self.changed = true;
         self.records.entry(identity.addr).or_insert_with(|| Record {
             identity: identity.clone(),
             presence,
@@ -172,6 +194,7 @@ impl Roster {
             }
             Presence::Down if record.identity == *identity => {
                 record.presence = Presence::Left;
+                self.changed = true;
                 Some(MembershipEvent::MemberLeft(identity.clone()))
             }
             Presence::Down | Presence::Left => None,
@@ -189,6 +212,7 @@ impl Roster {
             record.presence != Presence::Active && now.duration_since(record.since) >= REMEMBER
         })?;
         let addr = old.identity.addr;
+        self.changed = true;
         self.records.remove(&addr).map(|record| record.identity)
     }
 
@@ -199,6 +223,7 @@ impl Roster {
         }
         let gone = self.records.values().filter(|record| record.presence != Presence::Active);
         let addr = gone.min_by_key(|record| record.since)?.identity.addr;
+        self.changed = true;
         self.records.remove(&addr).map(|record| record.identity)
     }
 }

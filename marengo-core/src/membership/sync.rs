@@ -16,7 +16,9 @@ use thiserror::Error;
 use super::{
     Membership, SYNC_EVERY, codec::LEFT, drive::note, envelope::PROTOCOL, roster::Presence,
 };
-use crate::identity::{ClusterName, Generation, Identity, IdentityError, NameError, NodeName};
+use crate::identity::{
+    ClusterName, DataPlaneId, Generation, Identity, IdentityError, NameError, NodeName,
+};
 
 /// A node's view of the membership as it travels.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -46,6 +48,9 @@ pub struct SyncMember {
     pub listen: SocketAddr,
     /// See [`Identity::generation`].
     pub generation: u64,
+    /// See [`Identity::data_plane`]. Earlier protocols have none; they are refused as such.
+    #[serde(default)]
+    pub data_plane: u64,
     /// SWIM's counter.
     pub incarnation: u16,
     /// How the sender sees the member.
@@ -100,6 +105,12 @@ pub enum SyncRefusal {
         /// What is wrong with its name.
         error: NameError,
     },
+    /// A member names data plane zero.
+    #[error("the member {name} has no data plane")]
+    NoDataPlane {
+        /// The member's name.
+        name: NodeName,
+    },
     /// A member has an address that nobody can send to.
     #[error("the member {name} is not usable: {error}")]
     Identity {
@@ -118,6 +129,7 @@ impl SyncMember {
             vtep: identity.vtep,
             listen: identity.listen,
             generation: identity.generation.0,
+            data_plane: identity.data_plane.get(),
             incarnation,
             state,
         }
@@ -126,7 +138,9 @@ impl SyncMember {
     fn identity(&self) -> Result<Identity, SyncRefusal> {
         let Self { addr, vtep, listen, .. } = *self;
         let name = NodeName::new(&self.name).map_err(|error| SyncRefusal::Name { addr, error })?;
-        Identity::new(name, addr, vtep, listen, Generation(self.generation))
+        let data_plane =
+            DataPlaneId::new(self.data_plane).ok_or(SyncRefusal::NoDataPlane { name })?;
+        Identity::new(name, addr, vtep, listen, Generation(self.generation), data_plane)
             .map_err(|error| SyncRefusal::Identity { name, error })
     }
 }
@@ -261,6 +275,7 @@ impl Membership {
                 SyncState::Left | SyncState::Down => {}
             }
         }
+        self.suspects_stale = true;
         note(self.foca.apply_many(updates.into_iter(), pass_on, &mut self.outbox));
         self.settle(now, None);
     }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Instant};
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::{Membership, MembershipConfig, MembershipEvent, Transmit};
-use crate::identity::{ClusterName, Generation, Identity, NodeName};
+use crate::identity::{ClusterName, DataPlaneId, Generation, Identity, NodeName};
 
 /// Some instant to count from.
 #[expect(clippy::disallowed_methods, reason = "a test needs some instant to begin with")]
@@ -22,6 +22,7 @@ pub(crate) fn identity(number: u8) -> Identity {
         ip,
         SocketAddr::new(ip, 8080),
         Generation(1_000_000 + u64::from(number)),
+        DataPlaneId::new(u64::from(number)).unwrap(),
     )
     .unwrap()
 }

@@ -69,7 +69,7 @@ fn a_short_question_gets_no_answer() {
     let greeting = Greeting { nonce: 1, version: Version::lossy("x") };
     let full = WhoIs { greeting, asker: identity(1) }.emit(&cluster()).unwrap();
     let body = Envelope::parse(&full).unwrap().body;
-    let short = envelope::emit(Kind::WhoIs, &cluster(), &body[..45]);
+    let short = envelope::emit(Kind::WhoIs, &cluster(), &body[..53]);
 
     let result = two.handle_datagram(now, identity(1).addr, &short);
 
@@ -107,14 +107,14 @@ fn a_newer_protocol_is_named_to_the_operator() {
     // What follows nonce and version may be anything in a later protocol.
     let mut body = nonce.unwrap().nonce.to_be_bytes().to_vec();
     body.extend_from_slice(b"\x059.9.9what comes later");
-    let answer = envelope::emit_as(2, Kind::Answer, &cluster(), &body);
+    let answer = envelope::emit_as(9, Kind::Answer, &cluster(), &body);
 
     let result = one.handle_datagram(now, seed, &answer);
 
-    assert_eq!(result, Err(DatagramError::OtherProtocol { theirs: 2 }));
+    assert_eq!(result, Err(DatagramError::OtherProtocol { theirs: 9 }));
     let told = events(&mut one);
     let [MembershipEvent::SeedRefused { reason, .. }] = &told[..] else { panic!("{told:?}") };
-    assert!(reason.contains("speaks protocol 2 (version 9.9.9)"), "{reason}");
+    assert!(reason.contains("speaks protocol 9 (version 9.9.9)"), "{reason}");
 }
 
 #[test]
@@ -124,11 +124,11 @@ fn a_question_in_a_newer_protocol_is_answered() {
     let mut body = 77_u64.to_be_bytes().to_vec();
     body.extend_from_slice(b"\x059.9.9");
     body.resize(300, 9);
-    let question = envelope::emit_as(2, Kind::WhoIs, &cluster(), &body);
+    let question = envelope::emit_as(9, Kind::WhoIs, &cluster(), &body);
 
     let result = one.handle_datagram(now, identity(2).addr, &question);
 
-    assert_eq!(result, Err(DatagramError::OtherProtocol { theirs: 2 }));
+    assert_eq!(result, Err(DatagramError::OtherProtocol { theirs: 9 }));
     let answer = transmits(&mut one).remove(0);
     let answer = Envelope::parse(&answer.data).unwrap();
     assert_eq!((answer.protocol, answer.kind), (PROTOCOL, Kind::Answer));
@@ -324,7 +324,7 @@ fn an_exchange_with_another_cluster_says_what_differs() {
 
     assert_eq!(
         refusal.to_string(),
-        "this node speaks protocol 1 in cluster \"test\"; you speak protocol 1 in cluster \"b\""
+        "this node speaks protocol 2 in cluster \"test\"; you speak protocol 2 in cluster \"b\""
     );
     assert!(one.peers().is_empty());
 }

@@ -117,8 +117,8 @@ fn a_seed_of_another_cluster_is_refused_and_says_why_once() {
         };
         assert_eq!(
             reason,
-            "10.0.0.1:7946 speaks protocol 1 (version 0.1.0) in cluster \"other\"; this node \
-             speaks protocol 1 in cluster \"sim\""
+            "10.0.0.1:7946 speaks protocol 2 (version 0.1.0) in cluster \"other\"; this node \
+             speaks protocol 2 in cluster \"sim\""
         );
         assert!(world.membership(0).peers().is_empty());
         assert!(world.membership(1).peers().is_empty());
