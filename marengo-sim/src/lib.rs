@@ -5,8 +5,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cpu;
 pub mod fake_kernel;
 pub mod network;
+pub mod node;
+mod queue;
 pub mod world;
 
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! The network between the nodes: what it delays, loses, doubles, swaps and cuts.
+//! The network between the machines: what it delays, loses, doubles, swaps and cuts.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use rand::{RngExt as _, rngs::StdRng};
 
@@ -17,24 +17,35 @@ pub struct Network {
     pub duplication: f64,
     /// Share of datagrams that are held back long enough to be overtaken.
     pub reordering: f64,
-    /// Pairs of nodes, by index, of which the first does not reach the second.
-    cut: BTreeSet<(usize, usize)>,
+    /// For each machine those that it does not reach; empty while nothing is cut.
+    cut: Vec<Vec<bool>>,
 }
 
 impl Default for Network {
     fn default() -> Self {
         let latency = (Duration::from_micros(100), ms(2));
-        Self { latency, loss: 0.0, duplication: 0.0, reordering: 0.0, cut: BTreeSet::new() }
+        Self { latency, loss: 0.0, duplication: 0.0, reordering: 0.0, cut: Vec::new() }
     }
 }
 
 impl Network {
     /// Cuts every connection between the two groups, in both directions.
     pub fn cut(&mut self, left: &[usize], right: &[usize]) {
-        for &a in left {
-            for &b in right {
-                self.cut.insert((a, b));
-                self.cut.insert((b, a));
+        self.cut_one_way(left, right);
+        self.cut_one_way(right, left);
+    }
+
+    /// What the first group sends does not reach the second.
+    pub fn cut_one_way(&mut self, from: &[usize], to: &[usize]) {
+        let most = from.iter().chain(to).max().map_or(0, |most| most + 1);
+        let size = most.max(self.cut.len());
+        self.cut.resize_with(size, Vec::new);
+        for row in &mut self.cut {
+            row.resize(size, false);
+        }
+        for &a in from {
+            for &b in to {
+                self.cut[a][b] = true;
             }
         }
     }
@@ -44,21 +55,36 @@ impl Network {
         self.cut.clear();
     }
 
+    /// Whether what one machine sends may reach another.
     pub fn reaches(&self, from: usize, to: usize) -> bool {
-        !self.cut.contains(&(from, to))
+        let cut = self.cut.get(from).and_then(|row| row.get(to));
+        !cut.copied().unwrap_or(false)
     }
 
     /// After which times a datagram arrives: never, once or twice.
-    pub fn arrivals(&self, from: usize, to: usize, rng: &mut StdRng) -> Vec<Duration> {
-        if !self.reaches(from, to) || rng.random_bool(self.loss) {
-            return Vec::new();
+    pub(crate) fn arrivals(
+        &self,
+        from: usize,
+        to: usize,
+        rng: &mut StdRng,
+    ) -> [Option<Duration>; 2] {
+        if !self.reaches(from, to) || happens(self.loss, rng) {
+            return [None, None];
         }
-        let copies = if rng.random_bool(self.duplication) { 2 } else { 1 };
-        (0..copies).map(|_| self.delay(rng)).collect()
+        let first = Some(self.delay(rng));
+        let second = happens(self.duplication, rng).then(|| self.delay(rng));
+        [first, second]
     }
 
-    pub fn delay(&self, rng: &mut StdRng) -> Duration {
-        let delay = rng.random_range(self.latency.0..=self.latency.1);
-        if rng.random_bool(self.reordering) { delay + ms(rng.random_range(5..50)) } else { delay }
+    /// How long one datagram takes.
+    pub(crate) fn delay(&self, rng: &mut StdRng) -> Duration {
+        let (least, most) = self.latency;
+        let delay = least + most.saturating_sub(least).mul_f64(rng.random());
+        if happens(self.reordering, rng) { delay + ms(rng.random_range(5..50)) } else { delay }
     }
+}
+
+/// No number is drawn for what never happens.
+fn happens(share: f64, rng: &mut StdRng) -> bool {
+    share > 0.0 && rng.random_bool(share)
 }

@@ -28,7 +28,7 @@ fn a_hundred_nodes_join_through_one_seed_and_know_each_other_within_15_s() {
 fn a_newcomer_and_a_cluster_of_fifty_know_each_other_within_2_s() {
     each_seed(3, |seed| {
         let mut world = World::cluster(seed, 50);
-        world.nodes.push(crate::world::Node::new(50));
+        world.nodes.push(marengo_sim::node::Node::new(50));
         let since = world.now;
 
         world.start(50, &[7]);
@@ -67,7 +67,7 @@ fn a_node_that_is_its_own_seed_is_content_with_itself() {
         world.run_for(secs(60));
 
         // Its own address is not asked at all, the other one once.
-        assert_eq!(world.sent, 2, "a question and an answer");
+        assert_eq!(world.traffic.datagrams, 2, "a question and an answer");
         assert!(world.log.is_empty(), "{world}");
     });
 }

@@ -41,7 +41,7 @@ fn a_departure_survives_the_loss_of_every_fifth_datagram() {
         world.leave(3);
 
         let left = |world: &World| has_left_everywhere(world, 3);
-        world.run_until("it has left everywhere", ms(500), left);
+        world.run_until("it has left everywhere", secs(1), left);
     });
 }
 
