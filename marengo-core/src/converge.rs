@@ -88,6 +88,14 @@ impl Converger {
         self.due
     }
 
+    /// Sees to it that a round is due at `at`, whatever else happens.
+    pub fn again_by(&mut self, at: Instant) {
+        if at < self.due {
+            self.due = at;
+            self.cause = Cause::Retry;
+        }
+    }
+
     /// Takes note of a round that ended at `now`.
     pub fn handle_outcome(&mut self, now: Instant, outcome: Outcome) {
         self.last_round = Some(now);

@@ -11,6 +11,7 @@
 //! - [`desired`], [`state`], [`plan`], [`op`]: what should be in the kernel, what is, and the way
 //!   from one to the other.
 //! - [`converge`]: when to go that way.
+//! - [`fights`]: what another hand keeps undoing.
 //! - [`control`]: what a test may take away from all this.
 //! - [`settings`]: what the operator decided.
 
@@ -21,6 +22,7 @@
 pub mod control;
 pub mod converge;
 pub mod desired;
+pub mod fights;
 pub mod identity;
 pub mod members;
 pub mod membership;
