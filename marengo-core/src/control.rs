@@ -28,11 +28,21 @@ pub enum Control {
     Backoff,
     /// A node that is late itself does not blame the others.
     LocalHealth,
+    /// Those who know an earlier start of this node are told of the present one.
+    AnnounceRestart,
+    /// Timers that are late because the process was stopped are postponed.
+    ForgiveStalls,
+    /// Suspects are told that they are suspects.
+    TellSuspects,
+    /// Who leaves says so.
+    TellLeave,
+    /// Who goes to come back says so.
+    TellRestart,
 }
 
 impl Control {
     /// Every mechanism.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::Generations,
         Self::Moves,
         Self::Witness,
@@ -42,6 +52,11 @@ impl Control {
         Self::Supersede,
         Self::Backoff,
         Self::LocalHealth,
+        Self::AnnounceRestart,
+        Self::ForgiveStalls,
+        Self::TellSuspects,
+        Self::TellLeave,
+        Self::TellRestart,
     ];
 
     /// The name that the flag takes.
@@ -56,6 +71,11 @@ impl Control {
             Self::Supersede => "supersede",
             Self::Backoff => "backoff",
             Self::LocalHealth => "local-health",
+            Self::AnnounceRestart => "announce-restart",
+            Self::ForgiveStalls => "forgive-stalls",
+            Self::TellSuspects => "tell-suspects",
+            Self::TellLeave => "tell-leave",
+            Self::TellRestart => "tell-restart",
         }
     }
 }
@@ -90,6 +110,12 @@ impl Without {
     /// Whether something is missing.
     pub const fn is_any(self) -> bool {
         self.0 != 0
+    }
+}
+
+impl From<Control> for Without {
+    fn from(control: Control) -> Self {
+        Self(1 << control as u32)
     }
 }
 

@@ -32,13 +32,14 @@ use self::{
     timers::Timers,
 };
 pub use self::{
-    config::{Mechanism, MembershipConfig},
+    config::MembershipConfig,
     conflict::{Conflict, ConflictKind},
     error::{Counters, DatagramError},
     event::{MembershipEvent, Transmit},
     sync::{SyncMember, SyncMessage, SyncRefusal, SyncState},
 };
 use crate::{
+    control::Control,
     identity::{Identity, Version, canonical},
     members::{Member, MemberState, PeerTable},
 };
@@ -236,7 +237,7 @@ impl Membership {
             self.repeat_leave(now);
             return;
         }
-        if self.config.has(Mechanism::ForgiveStalls)
+        if self.config.has(Control::ForgiveStalls)
             && let Some(stalled) = self.timers.forgive_stall(now, config::PROBE_RTT)
         {
             warn!(?stalled, "woken late; nobody is declared failed for that time");

@@ -17,7 +17,7 @@ use marengo_core::{
     converge::Cause,
     identity::{DataPlaneId, Generation, Identity},
     members::PeerTable,
-    membership::{Mechanism, MembershipConfig},
+    membership::MembershipConfig,
     settings::DataPlane,
 };
 use nix::errno::Errno;
@@ -226,9 +226,7 @@ impl Daemon {
         let mut membership = MembershipConfig::new(config.cluster);
         crate::version::VERSION.clone_into(&mut membership.version);
         membership.node_timeout = config.node_timeout;
-        if !config.without.has(Control::Rejoin) {
-            membership.without = Some(Mechanism::Rejoin);
-        }
+        membership.without = config.without;
         let (gossip, gossip_requests, peers) =
             Gossip::new(membership, identity, socket, config.join.clone());
         let (converge_requests, requests) = mpsc::channel(64);

@@ -8,7 +8,10 @@ use std::{
 use foca::PeriodicParams;
 
 use super::envelope::MAX_PAYLOAD;
-use crate::identity::ClusterName;
+use crate::{
+    control::{Control, Without},
+    identity::ClusterName,
+};
 
 /// How often foca picks a member and pings it.
 const PROBE_PERIOD: Duration = Duration::from_millis(500);
@@ -30,7 +33,7 @@ pub struct MembershipConfig {
     pub max_members: usize,
     /// For tests: what this node does without.
     #[doc(hidden)]
-    pub without: Option<Mechanism>,
+    pub without: Without,
 }
 
 impl MembershipConfig {
@@ -41,12 +44,12 @@ impl MembershipConfig {
             version: String::new(),
             node_timeout: Duration::from_secs(3),
             max_members: 4096,
-            without: None,
+            without: Without::default(),
         }
     }
 
-    pub(super) fn has(&self, mechanism: Mechanism) -> bool {
-        self.without != Some(mechanism)
+    pub(super) fn has(&self, mechanism: Control) -> bool {
+        self.without.has(mechanism)
     }
 
     /// What foca is given, for a cluster of `size` members.
@@ -67,22 +70,6 @@ impl MembershipConfig {
             periodic_gossip: Some(every(Duration::from_millis(200), 3)),
         }
     }
-}
-
-/// What a node does beyond foca. A test takes one away, to show that it is needed.
-#[doc(hidden)]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Mechanism {
-    /// Seeds are asked more than once, and lost members at all.
-    Rejoin,
-    /// Those who know an earlier start of this node are told of the present one.
-    AnnounceRestart,
-    /// Timers that are late because the process was stopped are postponed.
-    ForgiveStalls,
-    /// Suspects are told that they are suspects.
-    TellSuspects,
-    /// Who leaves says so.
-    TellLeave,
 }
 
 /// How often each node repeats an update: four times the decimal logarithm of the cluster's size,

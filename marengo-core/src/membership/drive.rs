@@ -7,13 +7,13 @@ use foca::{OwnedNotification, State, Timer};
 use tracing::{debug, info};
 
 use super::{
-    ASK_LOST_EVERY, Mechanism, Membership, MembershipEvent, SYNC_EVERY, Transmit, codec,
+    ASK_LOST_EVERY, Membership, MembershipEvent, SYNC_EVERY, Transmit, codec,
     envelope::{self, Kind},
     outbox::Effect,
     roster::Presence,
     standing::standing,
 };
-use crate::identity::Identity;
+use crate::{control::Control, identity::Identity};
 
 impl Membership {
     /// Carries out what foca wants, in its order. foca sends to members, and to `reply_to`.
@@ -64,7 +64,7 @@ impl Membership {
             .foca
             .iter_members()
             .find(|member| member.state() == State::Suspect && member.id().addr == to.addr);
-        let Some(suspect) = suspect.filter(|_| self.config.has(Mechanism::TellSuspects)) else {
+        let Some(suspect) = suspect.filter(|_| self.config.has(Control::TellSuspects)) else {
             return payload;
         };
         codec::with_update(&payload, suspect).map_or(payload, Bytes::from)

@@ -5,13 +5,13 @@ use std::{net::SocketAddr, time::Instant};
 use foca::{Member, Message, State};
 
 use super::{
-    ANNOUNCE_PAUSE, DatagramError, Mechanism, Membership, canonical,
+    ANNOUNCE_PAUSE, DatagramError, Membership, canonical,
     codec::{LEFT, Payload},
     drive::note,
     envelope::{Envelope, Kind, PROTOCOL},
     upkeep::is_allowed,
 };
-use crate::identity::Identity;
+use crate::{control::Control, identity::Identity};
 
 impl Membership {
     /// Reads the frame and hands the body to whom it concerns.
@@ -200,7 +200,7 @@ impl Membership {
     }
 
     fn announce_restart(&mut self, now: Instant, to: &Identity) {
-        let wanted = self.config.has(Mechanism::AnnounceRestart)
+        let wanted = self.config.has(Control::AnnounceRestart)
             && is_allowed(&mut self.recent_announcements, now, to.addr, ANNOUNCE_PAUSE);
         if !wanted {
             return;

@@ -10,11 +10,12 @@ use foca::{Member, State};
 use tracing::info;
 
 use super::{
-    DatagramError, Mechanism, Membership, Phase, Transmit,
+    DatagramError, Membership, Phase, Transmit,
     codec::{self, LEFT},
     drive::note,
     envelope::{self, Kind},
 };
+use crate::control::Control;
 
 /// When the goodbye is said a second time.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -31,7 +32,7 @@ impl Membership {
         }
         info!("leaving");
         self.timers.clear();
-        if !self.config.has(Mechanism::TellLeave) {
+        if !self.config.has(Control::TellLeave) {
             self.phase = Phase::Left;
             return;
         }

@@ -11,10 +11,10 @@ use rand::{RngExt as _, seq::IteratorRandom as _};
 use tracing::debug;
 
 use super::{
-    ASK_LOST, ASK_LOST_EVERY, MAX_RECENT, Mechanism, Membership, MembershipEvent, SYNC_EVERY,
-    TIDY_EVERY, drive::note, rejoin::Seeds,
+    ASK_LOST, ASK_LOST_EVERY, MAX_RECENT, Membership, MembershipEvent, SYNC_EVERY, TIDY_EVERY,
+    drive::note, rejoin::Seeds,
 };
-use crate::identity::Identity;
+use crate::{control::Control, identity::Identity};
 
 impl Membership {
     pub(super) fn ask_seeds(&mut self, now: Instant) {
@@ -23,7 +23,7 @@ impl Membership {
         for seed in due {
             self.ask(now, seed);
         }
-        if !self.config.has(Mechanism::Rejoin) {
+        if !self.config.has(Control::Rejoin) {
             self.seeds = Seeds::default();
         }
     }
@@ -33,9 +33,8 @@ impl Membership {
             return;
         }
         let lost = self.roster.down_count();
-        self.lost_at =
-            (lost > 0 && self.config.has(Mechanism::Rejoin)).then(|| now + ASK_LOST_EVERY);
-        if !self.config.has(Mechanism::Rejoin) {
+        self.lost_at = (lost > 0 && self.config.has(Control::Rejoin)).then(|| now + ASK_LOST_EVERY);
+        if !self.config.has(Control::Rejoin) {
             return;
         }
         for _ in 0..lost.min(ASK_LOST) {

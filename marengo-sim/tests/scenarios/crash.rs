@@ -1,6 +1,6 @@
 //! Failures, and what comes back after them.
 
-use marengo_core::membership::{Mechanism, MembershipEvent};
+use marengo_core::{control::Control, membership::MembershipEvent};
 use rand::RngExt as _;
 
 use crate::{count_over_ten_seeds, each_seed, measured, ms, secs, world::World};
@@ -95,7 +95,7 @@ fn of_two_nodes_the_restarted_one_is_back_within_3_s_without_a_seed() {
 fn a_restarted_node_that_stays_silent_is_rarely_back_within_3_s() {
     let back = count_over_ten_seeds(|seed| {
         let mut world = World::cluster(seed, 5);
-        world.nodes[2].config.without = Some(Mechanism::AnnounceRestart);
+        world.nodes[2].config.without = Control::AnnounceRestart.into();
         // Until exchanges of the membership are rare.
         world.run_for(secs(90));
         world.crash(2);

@@ -1,9 +1,6 @@
 //! Joining.
 
-use marengo_core::{
-    identity::ClusterName,
-    membership::{Mechanism, MembershipEvent},
-};
+use marengo_core::{control::Control, identity::ClusterName, membership::MembershipEvent};
 
 use crate::{each_seed, measured, secs, world::World};
 
@@ -90,7 +87,7 @@ fn a_joiner_whose_seed_starts_five_minutes_later_joins_within_35_s() {
 fn without_rejoin_a_late_seed_is_never_found() {
     each_seed(2, |seed| {
         let mut world = World::new(seed, 2);
-        world.nodes[1].config.without = Some(Mechanism::Rejoin);
+        world.nodes[1].config.without = Control::Rejoin.into();
         world.start(1, &[0]);
         world.run_for(secs(300));
 

@@ -1,9 +1,6 @@
 //! Leaving.
 
-use marengo_core::{
-    members::MemberState,
-    membership::{Mechanism, MembershipEvent},
-};
+use marengo_core::{control::Control, members::MemberState, membership::MembershipEvent};
 
 use crate::{each_seed, measured, ms, secs, world::World};
 
@@ -58,7 +55,7 @@ fn a_departure_survives_the_loss_of_every_fifth_datagram() {
 fn a_node_that_goes_without_a_word_is_not_left_within_500_ms() {
     each_seed(2, |seed| {
         let mut world = World::cluster(seed, 5);
-        world.nodes[3].config.without = Some(Mechanism::TellLeave);
+        world.nodes[3].config.without = Control::TellLeave.into();
         world.crash(3);
         world.start(3, &[0]);
         world.run_until("it is back", secs(3), |world| world.is_back(3));

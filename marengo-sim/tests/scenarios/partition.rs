@@ -1,9 +1,6 @@
 //! Cuts in the network, and how they heal.
 
-use marengo_core::{
-    members::MemberState,
-    membership::{Mechanism, MembershipEvent},
-};
+use marengo_core::{control::Control, members::MemberState, membership::MembershipEvent};
 
 use crate::{count_over_ten_seeds, each_seed, measured, ms, secs, world::World};
 
@@ -28,7 +25,7 @@ fn without_rejoin_two_nodes_never_heal() {
     each_seed(3, |seed| {
         let mut world = World::new(seed, 2);
         for node in 0..2 {
-            world.nodes[node].config.without = Some(Mechanism::Rejoin);
+            world.nodes[node].config.without = Control::Rejoin.into();
         }
         world.start(0, &[]);
         world.start(1, &[0]);
@@ -84,7 +81,8 @@ fn two_nodes_cut_apart_until_they_forgot_each_other_heal_within_35_s() {
 fn short_cut(seed: u64, tell_suspects: bool) -> usize {
     let mut world = World::new(seed, 5);
     for node in 0..5 {
-        world.nodes[node].config.without = (!tell_suspects).then_some(Mechanism::TellSuspects);
+        world.nodes[node].config.without =
+            (!tell_suspects).then_some(Control::TellSuspects).into_iter().collect();
         world.start(node, &[0]);
     }
     world.run_until("all know all", secs(5), World::all_know_all);

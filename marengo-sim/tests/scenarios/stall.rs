@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use marengo_core::membership::{Mechanism, MembershipEvent};
+use marengo_core::{control::Control, membership::MembershipEvent};
 
 use crate::{count_over_ten_seeds, each_seed, measured, ms, secs, world::World};
 
@@ -26,7 +26,8 @@ fn stop(seed: u64, stopped: u64) -> usize {
 /// suspects node 2 wrongly. Returns how often others than node 1 were then taken for failed.
 fn suspend_while_suspecting(seed: u64, forgive: bool) -> usize {
     let mut world = World::new(seed, 5);
-    world.nodes[1].config.without = (!forgive).then_some(Mechanism::ForgiveStalls);
+    world.nodes[1].config.without =
+        (!forgive).then_some(Control::ForgiveStalls).into_iter().collect();
     for node in 0..5 {
         world.start(node, &[0]);
     }
