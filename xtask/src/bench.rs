@@ -1,4 +1,5 @@
 mod document;
+mod mesh;
 mod peers;
 
 use anyhow::Result;
@@ -12,12 +13,14 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum Bench {
+    Mesh(mesh::Args),
     Peers(peers::Args),
 }
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
         match self.bench {
+            Bench::Mesh(args) => args.run(),
             Bench::Peers(args) => args.run(),
         }
     }

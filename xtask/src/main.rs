@@ -1,5 +1,5 @@
 //! Marengo's build automation: `cargo xtask --help`.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
 
 mod bench;

@@ -52,6 +52,16 @@ pub(crate) fn check() -> Result<()> {
 pub(crate) fn wait_for<T>(
     what: &str,
     limit: Duration,
+    ready: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    wait_for_every(what, limit, Duration::from_millis(20), ready)
+}
+
+/// As [`wait_for`], with a pause of one's own between two looks.
+pub(crate) fn wait_for_every<T>(
+    what: &str,
+    limit: Duration,
+    pause: Duration,
     mut ready: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let deadline = Instant::now() + limit;
@@ -63,6 +73,6 @@ pub(crate) fn wait_for<T>(
         if Instant::now() >= deadline {
             anyhow::bail!("gave up after {} s waiting for {what}", limit.as_secs());
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause);
     }
 }
