@@ -80,7 +80,15 @@ impl Object {
                     | Self::Port
                     | Self::Settings
             ),
-            _ => false,
+            Self::Name(_)
+            | Self::Port
+            | Self::Up(_)
+            | Self::Mtu(_)
+            | Self::Hook(_)
+            | Self::Settings
+            | Self::Peers
+            | Self::Vteps
+            | Self::Flood => false,
         }
     }
 
