@@ -12,7 +12,9 @@ use marengo_core::{
 
 use crate::{
     kernel::AttachMode,
-    values::{AddressAndPort, Interval, LogFormat, Mtu, Seed, SocketPath, VniArg, parse_attach},
+    values::{
+        AddressAndPort, Interval, LogFormat, Mtu, OnExit, Seed, SocketPath, VniArg, parse_attach,
+    },
 };
 
 /// Where the configuration is looked for.
@@ -63,6 +65,9 @@ pub(crate) enum Command {
     Status(Output),
     /// Show the versions of this program and of the daemon
     Version(Output),
+    /// Remove the data plane that a daemon left in place: the device, the programs and the maps of a
+    /// bridge, but not the bridge
+    Remove(RemoveArgs),
     /// Program N simulated peers through the real planner and maps, and print what it cost
     #[command(hide = true)]
     BenchProgram {
@@ -81,11 +86,24 @@ pub(crate) enum Command {
     },
 }
 
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Copy, Debug, Default)]
 pub(crate) struct Output {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// The flags of `marengo remove`.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct RemoveArgs {
+    /// The bridge [default: marengo]
+    #[arg(long, env = "MARENGO_BRIDGE", value_name = "NAME")]
+    pub bridge: Option<IfName>,
+    /// Directory of its maps and links [default: /sys/fs/bpf/marengo/<bridge>]
+    #[arg(long, env = "MARENGO_PIN_DIR", value_name = "DIR")]
+    pub pin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// The flags of `marengo server`.
@@ -136,6 +154,10 @@ pub(crate) struct ServerArgs {
     /// /sys/fs/bpf/marengo/<bridge>]
     #[arg(long, env = "MARENGO_PIN_DIR", value_name = "DIR")]
     pub pin_dir: Option<PathBuf>,
+    /// What becomes of the data plane when the daemon is told to stop: remove it, or keep it
+    /// forwarding for the next start [default: remove]
+    #[arg(long, env = "MARENGO_ON_EXIT", value_name = "WHAT")]
+    pub on_exit: Option<OnExit>,
     /// Log lines for people (text) or programs (json) [default: text]
     #[arg(long, env = "MARENGO_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -145,4 +167,7 @@ pub(crate) struct ServerArgs {
     /// For tests: mechanisms that the node does without
     #[arg(long, env = "MARENGO_WITHOUT", hide = true, value_delimiter = ',')]
     pub without: Vec<Control>,
+    /// Let the control socket make tasks panic
+    #[arg(long, env = "MARENGO_FAULTS", hide = true)]
+    pub faults: bool,
 }

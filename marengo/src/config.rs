@@ -17,10 +17,10 @@ use marengo_core::{
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
-    cli::{DEFAULT_CONFIG, Global, ServerArgs},
+    cli::{DEFAULT_CONFIG, Global, RemoveArgs, ServerArgs},
     failure::{Failure, Kind, OrFailure as _},
     kernel::AttachMode,
-    values::{AddressAndPort, Interval, LogFormat, Mtu, Seed, SocketPath, VniArg},
+    values::{AddressAndPort, Interval, LogFormat, Mtu, OnExit, Seed, SocketPath, VniArg},
 };
 
 /// Gossip's port, Serf's and memberlist's too.
@@ -63,6 +63,8 @@ struct ConfigFile {
     max_peers: Option<u32>,
     pin_dir: Option<PathBuf>,
     #[serde(deserialize_with = "text")]
+    on_exit: Option<OnExit>,
+    #[serde(deserialize_with = "text")]
     log_format: Option<LogFormat>,
 }
 
@@ -96,8 +98,19 @@ pub(crate) struct ServerConfig {
     pub converge_interval: Duration,
     pub max_peers: u32,
     pub pin_dir: PathBuf,
+    pub on_exit: OnExit,
     pub attach: AttachMode,
     pub without: Without,
+    pub faults: bool,
+}
+
+/// What `marengo remove` was told.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoveConfig {
+    pub global: GlobalConfig,
+    pub bridge: IfName,
+    pub device: IfName,
+    pub pin_dir: PathBuf,
 }
 
 /// The three addresses of a node, once they are known.
@@ -133,16 +146,7 @@ impl ServerConfig {
         let file = ConfigFile::load(global.config.as_deref())?;
         let global = GlobalConfig::merge(global, &file, args.log_format);
         let args = args.clone();
-        let default_bridge = || IfName::new("marengo");
-        let bridge = args.bridge.or(file.bridge).map_or_else(default_bridge, Ok);
-        let bridge = bridge.or_failure(Kind::Config)?;
-        let device = IfName::overlay_device(&bridge).map_err(|_too_long| {
-            let message = format!(
-                "--bridge {bridge} is too long: the VXLAN device is called ol-{bridge}, and a name \
-                 has 15 bytes at most"
-            );
-            Failure::new(Kind::Config, message)
-        })?;
+        let (bridge, device) = link_names(args.bridge.or(file.bridge))?;
         let node_name = args.node_name.or(file.node_name).map_or_else(host_name, Ok)?;
         let default_cluster = || ClusterName::new("marengo");
         let cluster = args.cluster.or(file.cluster).map_or_else(default_cluster, Ok);
@@ -153,9 +157,7 @@ impl ServerConfig {
             let message = format!("--max-peers {max_peers}: expected a number from 1 to 16384");
             return Err(Failure::new(Kind::Config, message));
         }
-        let pin_dir = args.pin_dir.or(file.pin_dir);
-        let pin_dir =
-            pin_dir.unwrap_or_else(|| Path::new("/sys/fs/bpf/marengo").join(bridge.as_str()));
+        let pin_dir = args.pin_dir.or(file.pin_dir).unwrap_or_else(|| default_pin_dir(&bridge));
         let vxlan_port = args.vxlan_port.or(file.vxlan_port).unwrap_or(VXLAN_PORT);
         if vxlan_port == 0 {
             return Err(Failure::new(Kind::Config, "--vxlan-port 0: expected 1 to 65535"));
@@ -180,8 +182,10 @@ impl ServerConfig {
             converge_interval: seconds(args.converge_interval.or(file.converge_interval), 6),
             max_peers,
             pin_dir,
+            on_exit: args.on_exit.or(file.on_exit).unwrap_or_default(),
             attach: args.attach.unwrap_or_default(),
             without: args.without.into_iter().collect(),
+            faults: args.faults,
         })
     }
 
@@ -207,6 +211,35 @@ impl ServerConfig {
     pub(crate) fn needs_default_address(&self) -> bool {
         self.advertise.is_none() && self.bind.is_none_or(|bind| bind.ip.is_unspecified())
     }
+}
+
+impl RemoveConfig {
+    /// Merges flags and file for `marengo remove`.
+    pub(crate) fn load(global: &Global, args: &RemoveArgs) -> Result<Self, Failure> {
+        let file = ConfigFile::load(global.config.as_deref())?;
+        let global = GlobalConfig::merge(global, &file, None);
+        let (bridge, device) = link_names(args.bridge.clone().or(file.bridge))?;
+        let pin_dir = args.pin_dir.clone().or(file.pin_dir);
+        let pin_dir = pin_dir.unwrap_or_else(|| default_pin_dir(&bridge));
+        Ok(Self { global, bridge, device, pin_dir })
+    }
+}
+
+/// The bridge's name, and that of its device.
+fn link_names(bridge: Option<IfName>) -> Result<(IfName, IfName), Failure> {
+    let bridge = bridge.map_or_else(|| IfName::new("marengo"), Ok).or_failure(Kind::Config)?;
+    let device = IfName::overlay_device(&bridge).map_err(|_too_long| {
+        let message = format!(
+            "--bridge {bridge} is too long: the VXLAN device is called ol-{bridge}, and a name has \
+             15 bytes at most"
+        );
+        Failure::new(Kind::Config, message)
+    })?;
+    Ok((bridge, device))
+}
+
+fn default_pin_dir(bridge: &IfName) -> PathBuf {
+    Path::new("/sys/fs/bpf/marengo").join(bridge.as_str())
 }
 
 impl ConfigFile {

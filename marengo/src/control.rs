@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::{
     Extension, Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, Path, rejection::BytesRejection},
     http::{Response, StatusCode},
     response::IntoResponse as _,
     routing::{get, post},
@@ -13,7 +13,7 @@ use axum::{
 use bytes::Bytes;
 use marengo_core::membership::{SyncMessage, SyncRefusal};
 use serde::Deserialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     api::{MemberView, StatusView, VersionView},
@@ -28,30 +28,36 @@ const MAX_SYNC_BODY: usize = 4 << 20;
 
 /// The doors to the two tasks that know something.
 #[derive(Clone, Debug)]
-pub(crate) struct Tasks {
+pub(crate) struct Doors {
     pub gossip: mpsc::Sender<gossip::Request>,
     pub converge: mpsc::Sender<converge::Request>,
     pub config: ServerConfig,
+    /// For tests: makes the task of a name panic.
+    pub faults: Option<watch::Sender<String>>,
 }
 
 /// The control socket's paths.
-pub(crate) fn control_router(tasks: Tasks) -> Router {
+pub(crate) fn control_router(doors: Doors) -> Router {
     let router = Router::new()
         .route("/v1/members", get(members))
         .route("/v1/peers", get(peers))
         .route("/v1/status", get(status))
-        .route("/v1/version", get(version))
-        .layer(Extension(tasks));
-    http::bounded(router, MAX_CONTROL_BODY)
+        .route("/v1/version", get(version));
+    let router = if doors.faults.is_some() {
+        router.route("/v1/panic/{task}", post(panic_in))
+    } else {
+        router
+    };
+    http::bounded(router.layer(Extension(doors)), MAX_CONTROL_BODY)
 }
 
 /// The listen address's paths.
-pub(crate) fn node_router(tasks: Tasks) -> Router {
+pub(crate) fn node_router(doors: Doors) -> Router {
     let router = Router::new()
         .route("/v1/node", get(node))
         .route("/v1/sync", post(sync).layer(DefaultBodyLimit::max(MAX_SYNC_BODY)))
         .route("/healthz", get(healthz))
-        .layer(Extension(tasks));
+        .layer(Extension(doors));
     http::bounded(router, MAX_CONTROL_BODY)
 }
 
@@ -69,8 +75,8 @@ async fn ask<T, R>(
     answered.await.ok()
 }
 
-async fn members(Extension(tasks): Extension<Tasks>) -> Response<Body> {
-    let Some(members) = ask(&tasks.gossip, gossip::Request::Members).await else {
+async fn members(Extension(doors): Extension<Doors>) -> Response<Body> {
+    let Some(members) = ask(&doors.gossip, gossip::Request::Members).await else {
         return going_down();
     };
     Json(views(&members)).into_response()
@@ -92,19 +98,19 @@ fn views(members: &gossip::Members) -> Vec<MemberView> {
         .collect()
 }
 
-async fn peers(Extension(tasks): Extension<Tasks>) -> Response<Body> {
-    match ask(&tasks.converge, converge::Request::Peers).await {
+async fn peers(Extension(doors): Extension<Doors>) -> Response<Body> {
+    match ask(&doors.converge, converge::Request::Peers).await {
         Some(Ok(peers)) => Json(peers).into_response(),
         Some(Err(error)) => http::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")),
         None => going_down(),
     }
 }
 
-async fn status(Extension(tasks): Extension<Tasks>) -> Response<Body> {
-    let members = ask(&tasks.gossip, gossip::Request::Members).await;
-    let data_plane = ask(&tasks.converge, converge::Request::Status).await;
+async fn status(Extension(doors): Extension<Doors>) -> Response<Body> {
+    let members = ask(&doors.gossip, gossip::Request::Members).await;
+    let data_plane = ask(&doors.converge, converge::Request::Status).await;
     let (Some(members), Some(data_plane)) = (members, data_plane) else { return going_down() };
-    let config = &tasks.config;
+    let config = &doors.config;
     let mut by_state: BTreeMap<String, u64> =
         ["alive", "suspect", "down", "left"].map(|state| (state.to_owned(), 0)).into();
     for member in &members.all {
@@ -139,17 +145,24 @@ async fn status(Extension(tasks): Extension<Tasks>) -> Response<Body> {
     Json(status).into_response()
 }
 
+/// Only there with `--faults`.
+async fn panic_in(Extension(doors): Extension<Doors>, Path(task): Path<String>) {
+    if let Some(faults) = &doors.faults {
+        faults.send_replace(task);
+    }
+}
+
 async fn version() -> Json<VersionView> {
     Json(VersionView::this_build())
 }
 
-async fn node(Extension(tasks): Extension<Tasks>) -> Response<Body> {
-    let Some(members) = ask(&tasks.gossip, gossip::Request::Members).await else {
+async fn node(Extension(doors): Extension<Doors>) -> Response<Body> {
+    let Some(members) = ask(&doors.gossip, gossip::Request::Members).await else {
         return going_down();
     };
     let me = views(&members).into_iter().find(|member| member.this_node);
     Json(serde_json::json!({
-        "cluster": tasks.config.cluster.as_str(),
+        "cluster": doors.config.cluster.as_str(),
         "version": VersionView::this_build(),
         "node": me,
     }))
@@ -168,7 +181,7 @@ struct SyncHead {
 }
 
 async fn sync(
-    Extension(tasks): Extension<Tasks>,
+    Extension(doors): Extension<Doors>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response<Body> {
     let body = match body {
@@ -184,10 +197,10 @@ async fn sync(
         Err(error) => return not_json(error),
     };
     let our_protocol = VersionView::this_build().protocol;
-    if head.protocol != our_protocol || head.cluster != tasks.config.cluster.as_str() {
+    if head.protocol != our_protocol || head.cluster != doors.config.cluster.as_str() {
         let refusal = SyncRefusal::Mismatch {
             our_protocol,
-            our_cluster: tasks.config.cluster,
+            our_cluster: doors.config.cluster,
             their_protocol: head.protocol,
             their_cluster: head.cluster.chars().take(32).collect(),
         };
@@ -197,7 +210,7 @@ async fn sync(
         Ok(message) => message,
         Err(error) => return not_json(error),
     };
-    match ask(&tasks.gossip, |answer| gossip::Request::Sync(message, answer)).await {
+    match ask(&doors.gossip, |answer| gossip::Request::Sync(message, answer)).await {
         Some(Ok(reply)) => Json(reply).into_response(),
         Some(Err(refusal)) => http::error(StatusCode::CONFLICT, refusal.to_string()),
         None => going_down(),

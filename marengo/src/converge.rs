@@ -28,6 +28,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     api::PeerView,
     kernel::{Adopted, Kernel, Monitor, bpf::ProgramLog, monitor},
+    tasks::Spawner,
 };
 
 /// What others ask of the converge task.
@@ -127,6 +128,7 @@ impl Converge {
         mut monitor: Monitor,
         mut requests: mpsc::Receiver<Request>,
         cancel: CancellationToken,
+        spawner: Spawner,
     ) {
         let mut seen = *monitor.borrow();
         loop {
@@ -142,7 +144,7 @@ impl Converge {
                 }
                 changed = monitor.changed() => {
                     if changed.is_err() {
-                        monitor = self.watch_again().await;
+                        monitor = self.watch_again(&spawner).await;
                     }
                     let changes = *monitor.borrow_and_update();
                     if changes.routes != seen.routes {
@@ -216,10 +218,10 @@ impl Converge {
     }
 
     /// The monitor's connection ended: opens another. What happened meanwhile, a round finds out.
-    async fn watch_again(&mut self) -> Monitor {
+    async fn watch_again(&mut self, spawner: &Spawner) -> Monitor {
         loop {
             let (bridge, device) = (self.data_plane.bridge.clone(), self.data_plane.device.clone());
-            match monitor::spawn(bridge, device) {
+            match monitor::spawn(spawner, bridge, device) {
                 Ok(monitor) => {
                     self.kernel.forget_routes();
                     self.converger.mark_dirty(Instant::now(), Cause::Resync);

@@ -24,8 +24,7 @@ use nix::errno::Errno;
 use tokio::{
     io::unix::AsyncFd,
     net::{TcpListener, UnixListener},
-    signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -34,13 +33,16 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     config::{Addresses, ServerConfig},
-    control::{self, Tasks},
+    control::{self, Doors},
     converge::Converge,
     failure::{Failure, Kind, OrFailure as _},
     gossip::{self, Gossip, GossipSocket},
     http,
     kernel::{Kernel, KernelConfig, PinsError, bpf::ProgramLog, bpffs, monitor, root_errno},
     preflight::{self, ControlSocket, Ready, SocketFile},
+    signals::Signals,
+    tasks::{self, Panics, Spawner},
+    values::OnExit,
 };
 
 /// The others are told within this, or find out by themselves.
@@ -50,6 +52,7 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs the daemon until it is told to stop.
 pub(crate) async fn run(config: ServerConfig) -> Result<(), Failure> {
+    let panics = tasks::watch_panics();
     let mut signals = Signals::new().or_failure(Kind::Failed)?;
     let mut ready = preflight::check(&config).await?;
     let addresses = ready.addresses;
@@ -71,10 +74,16 @@ pub(crate) async fn run(config: ServerConfig) -> Result<(), Failure> {
     }
     let (mut converge, had_device) = open_data_plane(&config, &mut ready).await?;
     debug!(interval = ?config.converge_interval, "converge interval");
+    let (spawner, faults) = if config.faults {
+        let (spawner, faults) = Spawner::with_faults();
+        (spawner, Some(faults))
+    } else {
+        (Spawner::default(), None)
+    };
     if let Some(log) = converge.take_program_log() {
-        tokio::spawn(follow_program_log(log));
+        spawner.spawn("program-log", follow_program_log(log));
     }
-    let daemon = match Daemon::start(&config, ready, converge) {
+    let daemon = match Daemon::start(&config, ready, converge, &spawner, faults) {
         Ok(daemon) => daemon,
         Err(failed) => {
             let (converge, failure) = *failed;
@@ -85,7 +94,7 @@ pub(crate) async fn run(config: ServerConfig) -> Result<(), Failure> {
             return Err(failure);
         }
     };
-    daemon.run(&mut signals).await
+    daemon.run(&mut signals, panics).await
 }
 
 /// Loads the programs and runs the first round; says whether the device was there before. A start that fails leaves nothing behind, but for
@@ -196,6 +205,7 @@ struct Daemon {
     converge: JoinHandle<Converge>,
     stop_http: CancellationToken,
     stop_converge: CancellationToken,
+    on_exit: OnExit,
     _control: SocketFile,
     _lock: preflight::Lock,
 }
@@ -205,6 +215,8 @@ impl Daemon {
         config: &ServerConfig,
         ready: Ready,
         mut converge: Converge,
+        spawner: &Spawner,
+        faults: Option<watch::Sender<String>>,
     ) -> Result<Self, Box<(Converge, Failure)>> {
         let Ready { addresses, gossip, http: listener, control, lock } = ready;
         let ControlSocket { listener: control_listener, file } = control;
@@ -212,7 +224,7 @@ impl Daemon {
             let socket = GossipSocket::new(gossip, addresses.advertise.ip())?;
             let listener = TcpListener::from_std(listener)?;
             let control_listener = UnixListener::from_std(control_listener)?;
-            let monitor = monitor::spawn(config.bridge.clone(), config.device.clone())?;
+            let monitor = monitor::spawn(spawner, config.bridge.clone(), config.device.clone())?;
             Ok::<_, anyhow::Error>((socket, listener, control_listener, monitor))
         })();
         let (socket, listener, control_listener, monitor) = match opened {
@@ -228,22 +240,25 @@ impl Daemon {
         membership.node_timeout = config.node_timeout;
         membership.without = config.without;
         let (gossip, gossip_requests, peers) =
-            Gossip::new(membership, identity, socket, config.join.clone());
+            Gossip::new(membership, identity, socket, config.join.clone(), spawner.clone());
         let (converge_requests, requests) = mpsc::channel(64);
 
         let (stop_http, stop_converge) = (CancellationToken::new(), CancellationToken::new());
-        let tasks = Tasks {
+        let doors = Doors {
             gossip: gossip_requests.clone(),
             converge: converge_requests,
             config: config.clone(),
+            faults,
         };
-        let (control, node) = (control::control_router(tasks.clone()), control::node_router(tasks));
-        tokio::spawn(http::serve(control_listener, control, stop_http.clone()));
-        tokio::spawn(http::serve(listener, node, stop_http.clone()));
-        let gossip = tokio::spawn(gossip.run());
-        let stop = stop_converge.clone();
-        let converge = tokio::spawn(async move {
-            converge.run(peers, monitor, requests, stop).await;
+        let (control, node) = (control::control_router(doors.clone()), control::node_router(doors));
+        let serve_control =
+            http::serve(control_listener, control, stop_http.clone(), spawner.clone());
+        spawner.spawn("control", serve_control);
+        spawner.spawn("node", http::serve(listener, node, stop_http.clone(), spawner.clone()));
+        let gossip = spawner.spawn("gossip", gossip.run());
+        let (stop, spawn) = (stop_converge.clone(), spawner.clone());
+        let converge = spawner.spawn("converge", async move {
+            converge.run(peers, monitor, requests, stop, spawn).await;
             converge
         });
         Ok(Self {
@@ -252,48 +267,68 @@ impl Daemon {
             converge,
             stop_http,
             stop_converge,
+            on_exit: config.on_exit,
             _control: file,
             _lock: lock,
         })
     }
 
     /// Waits for a signal, then stops in order: no more requests, tell the others, finish the
-    /// operation in hand, take down what was made.
-    async fn run(mut self, signals: &mut Signals) -> Result<(), Failure> {
+    /// operation in hand, take down what was made or leave it.
+    async fn run(mut self, signals: &mut Signals, mut panics: Panics) -> Result<(), Failure> {
         notify(&[sd_notify::NotifyState::Ready]);
-        tokio::select! {
-            name = signals.stop() => info!(signal = name, "shutting down"),
-            // A task that ended has panicked: the data plane goes on without us, and the service
-            // manager starts us again.
+        let asked = tokio::select! {
+            biased;
+            // Before the tasks' ends: it knows the reason.
+            panic = tasks::panicked(&mut panics) => return Err(Failure::new(Kind::Failed, panic)),
+            asked = signals.stop() => asked,
+            // The data plane goes on without us, and the service manager starts us again.
             ended = &mut self.gossip => return Err(died("gossip", ended.err())),
             ended = &mut self.converge => return Err(died("converge", ended.err())),
-        }
+        };
+        let on_exit = if asked.keep { OnExit::Keep } else { self.on_exit };
+        info!(signal = asked.signal, dataPlane = %on_exit, "shutting down");
         notify(&[sd_notify::NotifyState::Stopping]);
         tokio::select! {
-            stopped = self.stop() => stopped,
-            name = signals.stop() => {
-                warn!(signal = name, "asked again to stop; going at once");
+            biased;
+            panic = tasks::panicked(&mut panics) => Err(Failure::new(Kind::Failed, panic)),
+            stopped = self.stop(on_exit) => stopped,
+            asked = signals.stop() => {
+                warn!(signal = asked.signal, "asked again to stop; going at once");
                 Err(Failure::new(Kind::Failed, "stopped before everything was cleaned up"))
             }
         }
     }
 
-    async fn stop(self) -> Result<(), Failure> {
+    async fn stop(self, on_exit: OnExit) -> Result<(), Failure> {
         self.stop_http.cancel();
-        let (left, leaving) = oneshot::channel();
-        if self.gossip_requests.send(gossip::Request::Leave(left)).await.is_ok()
-            && timeout(LEAVE_WITHIN, leaving).await.is_err()
-        {
-            warn!("could not tell the others in time; they will find out");
+        // Whoever comes back soon is not gone: the others are told nothing that would take it off
+        // their maps.
+        if on_exit == OnExit::Remove {
+            self.leave().await;
         }
         self.stop_converge.cancel();
         let converge = timeout(SETTLE_WITHIN, self.converge)
             .await
             .context("the data plane did not settle in time; it is left as it is")?
             .context("the converge task died; the data plane is left as it is")?;
-        converge.tear_down().await?;
-        info!("stopped; the bridge stays for its users");
+        match on_exit {
+            OnExit::Remove => {
+                converge.tear_down().await?;
+                info!("stopped; the bridge stays for its users");
+            }
+            OnExit::Keep => info!("stopped; the data plane goes on with the peers of now"),
+        }
         Ok(())
+    }
+
+    async fn leave(&self) {
+        let (left, leaving) = oneshot::channel();
+        if self.gossip_requests.send(gossip::Request::Leave(left)).await.is_ok()
+            && timeout(LEAVE_WITHIN, leaving).await.is_err()
+        {
+            warn!("could not tell the others in time; they will find out");
+        }
     }
 }
 
@@ -334,34 +369,5 @@ async fn follow_program_log(log: ProgramLog) {
     while let Ok(mut guard) = log.readable_mut().await {
         guard.get_inner_mut().flush();
         guard.clear_ready();
-    }
-}
-
-/// The signals that end the daemon.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for a signal that ends the daemon. A hang-up, of the terminal it was started from, does
-    /// not.
-    async fn stop(&mut self) -> &'static str {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return "SIGTERM",
-                _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => info!("SIGHUP: there is nothing to read again"),
-            }
-        }
     }
 }

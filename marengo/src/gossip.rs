@@ -29,7 +29,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 pub(crate) use self::socket::GossipSocket;
-use crate::{api::GossipView, values::Seed};
+use crate::{api::GossipView, tasks::Spawner, values::Seed};
 
 /// What others ask of the gossip task.
 #[derive(Debug)]
@@ -81,6 +81,7 @@ pub(crate) struct Gossip {
     /// Where exchanges failed, as long as they do: each is told once.
     unreachable: BTreeSet<SocketAddr>,
     leaving: Option<(oneshot::Sender<()>, Instant)>,
+    spawner: Spawner,
 }
 
 impl Gossip {
@@ -90,6 +91,7 @@ impl Gossip {
         identity: Identity,
         socket: GossipSocket,
         seeds: Vec<Seed>,
+        spawner: Spawner,
     ) -> (Self, mpsc::Sender<Request>, watch::Receiver<PeerTable>) {
         let now = Instant::now();
         let membership =
@@ -97,7 +99,7 @@ impl Gossip {
         let (request_sender, requests) = mpsc::channel(64);
         let (peers, peers_receiver) = watch::channel(PeerTable::default());
         if !seeds.is_empty() {
-            tokio::spawn(seeds::keep_resolved(seeds, request_sender.clone()));
+            spawner.spawn("seeds", seeds::keep_resolved(seeds, request_sender.clone()));
         }
         let gossip = Self {
             membership,
@@ -108,6 +110,7 @@ impl Gossip {
             rejected_logged: (now, 0),
             unreachable: BTreeSet::new(),
             leaving: None,
+            spawner,
         };
         (gossip, request_sender, peers_receiver)
     }
@@ -263,7 +266,7 @@ impl Gossip {
             MembershipEvent::SyncWanted { with } => {
                 if let Some(requests) = self.own_requests.upgrade() {
                     let message = self.membership.sync_request();
-                    tokio::spawn(exchange::with_node(with, message, requests));
+                    self.spawner.spawn("exchange", exchange::with_node(with, message, requests));
                 }
             }
             MembershipEvent::SeedRefused { seed, reason } => {

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
 use self::bad_request::ExplainedErrors;
+use crate::tasks::Spawner;
 
 /// Connections of one server at a time.
 const MAX_CONNECTIONS: usize = 32;
@@ -114,7 +115,12 @@ struct Served {
 ///
 /// When there is no room for a new connection, the oldest one that is not being answered makes some:
 /// whoever only holds connections open does not shut others out.
-pub(crate) async fn serve(listener: impl Listener, router: Router, cancel: CancellationToken) {
+pub(crate) async fn serve(
+    listener: impl Listener,
+    router: Router,
+    cancel: CancellationToken,
+    spawner: Spawner,
+) {
     let mut connections: VecDeque<Served> = VecDeque::new();
     let mut failing = false;
     loop {
@@ -144,7 +150,8 @@ pub(crate) async fn serve(listener: impl Listener, router: Router, cancel: Cance
             }
         }
         let busy = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(connection(stream, router.clone(), Arc::clone(&busy)));
+        let serving = connection(stream, router.clone(), Arc::clone(&busy));
+        let task = spawner.spawn("connection", serving);
         connections.push_back(Served { handle: task.abort_handle(), busy });
     }
     for connection in connections {

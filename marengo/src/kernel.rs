@@ -9,6 +9,7 @@
 pub(crate) mod bpf;
 pub(crate) mod bpffs;
 mod hooks;
+mod leftovers;
 mod links;
 pub(crate) mod monitor;
 mod underlay;
@@ -31,7 +32,11 @@ pub(crate) use self::{
     monitor::Monitor,
     underlay::{AddressOwner, Underlay},
 };
-pub(crate) use self::{bpffs::open_dir, links::Links};
+pub(crate) use self::{
+    bpffs::open_dir,
+    leftovers::{leftovers, remove},
+    links::Links,
+};
 
 /// How long the kernel may take to answer. It answers within milliseconds, or the message was lost.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);

@@ -17,6 +17,9 @@ mod gossip;
 mod http;
 mod kernel;
 mod preflight;
+mod remove;
+mod signals;
+mod tasks;
 mod telemetry;
 mod values;
 mod version;
@@ -27,7 +30,7 @@ use clap::Parser as _;
 
 use crate::{
     cli::{Cli, Command},
-    config::{GlobalConfig, ServerConfig},
+    config::{GlobalConfig, RemoveConfig, ServerConfig},
     failure::{Failure, OrFailure as _},
 };
 
@@ -61,6 +64,11 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             runtime.shutdown_background();
             result
         }
+        Command::Remove(args) => {
+            let config = RemoveConfig::load(&cli.global, args)?;
+            telemetry::start(config.global.debug, config.global.log_format);
+            runtime.block_on(remove::run(&config, args.output))
+        }
         Command::BenchProgram { peers, output } => {
             runtime.block_on(bench::program(*peers, *output))
         }
@@ -77,6 +85,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
                     Command::Status(output) => commands::status(&config, *output).await,
                     Command::Version(output) => commands::version(&config, *output).await,
                     Command::Server(_)
+                    | Command::Remove(_)
                     | Command::BenchProgram { .. }
                     | Command::BenchMembers { .. } => Ok(()),
                 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use caps::{CapSet, Capability};
+use marengo_core::settings::IfName;
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub(crate) use self::{
@@ -55,6 +56,12 @@ pub(crate) async fn check(config: &ServerConfig) -> Result<Ready, Failure> {
         vxlan_port(config).await?;
     }
     Ok(Ready { addresses, gossip, http, control, lock })
+}
+
+/// What `marengo remove` needs: the right to do it, and that no daemon runs on the bridge.
+pub(crate) fn lock_for_removal(bridge: &IfName) -> Result<Lock, Failure> {
+    capabilities()?;
+    Lock::take(bridge)
 }
 
 /// Loading TC programs and attaching them needs the first two (Linux 5.8), and the programs' bounded

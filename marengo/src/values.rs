@@ -184,6 +184,37 @@ impl FromStr for LogFormat {
     }
 }
 
+/// What becomes of the data plane when the daemon is told to stop.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum OnExit {
+    /// Device, programs and maps go; the others are told.
+    #[default]
+    Remove,
+    /// Everything stays as it is and forwards on.
+    Keep,
+}
+
+impl FromStr for OnExit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "remove" => Ok(Self::Remove),
+            "keep" => Ok(Self::Keep),
+            _ => Err(format!("{text:?} is nothing to do on exit: expected remove or keep")),
+        }
+    }
+}
+
+impl fmt::Display for OnExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Remove => "remove",
+            Self::Keep => "keep",
+        })
+    }
+}
+
 /// Parses the way in which programs are attached.
 pub(crate) fn parse_attach(text: &str) -> Result<AttachMode, String> {
     match text {

@@ -170,6 +170,24 @@ impl Hooks {
     }
 }
 
+/// Takes our filter off the bridge, if an earlier run put one there. (A TCX link goes with its pin.)
+pub(super) async fn remove_bridge_filter(
+    links: &Links,
+    bridge: &IfName,
+    ifindex: u32,
+) -> Result<()> {
+    if links.has_filter(ifindex, true, FILTER_HANDLE.into()).await? {
+        drop(SchedClassifierLink::attached(
+            bridge.as_str(),
+            attach_type(Hook::BridgeEgress),
+            FILTER_PRIORITY,
+            FILTER_HANDLE,
+            None,
+        )?);
+    }
+    Ok(())
+}
+
 fn attach_filter(program: &mut SchedClassifier, hook: Hook, name: &IfName) -> Result<()> {
     // Fails if there is one, which is what we want; if there is none for another reason, the
     // attachment fails.

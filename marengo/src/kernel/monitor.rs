@@ -15,6 +15,8 @@ use rtnetlink::{
 };
 use tokio::sync::watch;
 
+use crate::tasks::Spawner;
+
 /// What has changed since it was last asked. Counters, so that no report is lost between two looks
 /// and a flood of them costs nothing.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -32,7 +34,7 @@ pub(crate) type Monitor = watch::Receiver<Changes>;
 ///
 /// Containers come and go on a busy host and each brings link reports: only those of our two links,
 /// and of links that carry the underlay, count.
-pub(crate) fn spawn(bridge: IfName, device: IfName) -> Result<Monitor> {
+pub(crate) fn spawn(spawner: &Spawner, bridge: IfName, device: IfName) -> Result<Monitor> {
     let (mut connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -47,7 +49,7 @@ pub(crate) fn spawn(bridge: IfName, device: IfName) -> Result<Monitor> {
     }
     tokio::spawn(connection);
     let (sender, receiver) = watch::channel(Changes::default());
-    tokio::spawn(async move {
+    spawner.spawn("monitor", async move {
         while let Some((message, _)) = messages.next().await {
             let (links, routes) = match message.payload {
                 NetlinkPayload::InnerMessage(

@@ -10,7 +10,7 @@ use std::{
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr, UnixListener, UnixStream},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use marengo_core::settings::IfName;
@@ -29,7 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Lock {
     _bridge: UnixListener,
-    pin_dir: Option<Flock<OwnedFd>>,
+    pin_dirs: Vec<(PathBuf, Flock<OwnedFd>)>,
 }
 
 impl Lock {
@@ -38,7 +38,7 @@ impl Lock {
         let name = format!("marengo/{bridge}");
         let address = SocketAddr::from_abstract_name(&name).or_failure(Kind::Failed)?;
         match UnixListener::bind_addr(&address) {
-            Ok(listener) => Ok(Self { _bridge: listener, pin_dir: None }),
+            Ok(listener) => Ok(Self { _bridge: listener, pin_dirs: Vec::new() }),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
                 let who = UnixStream::connect_addr(&address).ok();
                 let who = who.and_then(|stream| peer(&stream)).unwrap_or_default();
@@ -52,15 +52,15 @@ impl Lock {
         }
     }
 
-    /// Takes the pin directory's lock, if the directory is there. Called again when it was made.
+    /// Takes a pin directory's lock, if the directory is there. Called again when it was made.
     pub(crate) fn hold_pin_dir(&mut self, dir: &Path) -> Result<(), Failure> {
-        if self.pin_dir.is_some() || !dir.is_dir() {
+        if self.pin_dirs.iter().any(|(held, _)| held == dir) || !dir.is_dir() {
             return Ok(());
         }
         let fd = open_dir(dir).or_failure(Kind::Failed)?;
         match Flock::lock(fd, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => {
-                self.pin_dir = Some(lock);
+                self.pin_dirs.push((dir.to_owned(), lock));
                 Ok(())
             }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
