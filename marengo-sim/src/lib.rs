@@ -7,6 +7,7 @@
 
 pub mod cpu;
 pub mod fake_kernel;
+pub mod measure;
 pub mod network;
 pub mod node;
 mod queue;

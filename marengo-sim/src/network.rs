@@ -29,6 +29,11 @@ impl Default for Network {
 }
 
 impl Network {
+    /// A network that loses this share of the datagrams.
+    pub fn lossy(loss: f64) -> Self {
+        Self { loss, ..Self::default() }
+    }
+
     /// Cuts every connection between the two groups, in both directions.
     pub fn cut(&mut self, left: &[usize], right: &[usize]) {
         self.cut_one_way(left, right);

@@ -13,6 +13,7 @@ mod lint;
 mod netns;
 mod run;
 mod setup;
+mod sim;
 mod stop;
 mod test;
 mod toolchain;
@@ -34,6 +35,7 @@ enum Xtask {
     Test(test::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Sim(sim::Args),
 }
 
 impl Xtask {
@@ -46,6 +48,7 @@ impl Xtask {
             Self::Test(args) => args.run(),
             Self::Demo(args) => args.run(),
             Self::Bench(args) => args.run(),
+            Self::Sim(args) => args.run(),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{exec, workspace};
 const TITLE: &str = "# Benchmarks\n\nEach section is written by the command that it names.\n";
 
 /// Replaces the section of one benchmark, or adds it, and gives the document's path.
-pub(super) fn write(name: &str, section: &str) -> Result<PathBuf> {
+pub(crate) fn write(name: &str, section: &str) -> Result<PathBuf> {
     let path = workspace::root().join("docs/benchmarks.md");
     let old = if path.exists() {
         fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?
@@ -35,7 +35,7 @@ fn with_section(document: &str, name: &str, section: &str) -> String {
 }
 
 /// What was measured, where: without it no figure means anything.
-pub(super) fn circumstances() -> Result<String> {
+pub(crate) fn circumstances() -> Result<String> {
     let kernel = exec::capture(exec::command("uname").arg("-r"))?;
     let processors = fs::read_to_string("/proc/cpuinfo").context("failed to read /proc/cpuinfo")?;
     let model = processors
