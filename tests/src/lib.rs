@@ -24,6 +24,7 @@ pub mod packet_socket;
 pub mod probe;
 pub mod requirements;
 pub mod sandbox;
+pub mod split;
 pub mod stream;
 pub mod view;
 pub mod wait;

@@ -79,6 +79,14 @@ impl Namespace {
         );
     }
 
+    /// Applies rules in the form of `nft -f`, all or none.
+    pub fn nft(&self, rules: &str) {
+        let mut file: File = memory_file();
+        file.write_all(rules.as_bytes()).expect("memory can be written to");
+        file.rewind().expect("memory can be rewound");
+        exec::capture(self.command("nft").args(["-f", "-"]).stdin(Stdio::from(file)));
+    }
+
     /// Writes a file below /proc/sys/net, which shows the reader's namespace.
     pub fn sysctl(&self, key: &str, value: &str) {
         let path = format!("/proc/sys/{}", key.replace('.', "/"));

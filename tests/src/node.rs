@@ -348,6 +348,16 @@ impl Node {
         ));
     }
 
+    /// Takes away all that a daemon has left, as on a machine that has never had one.
+    pub fn wipe(&self) {
+        for device in [DEVICE, BRIDGE] {
+            if self.namespace.link(device).is_some() {
+                self.namespace.ip(&format!("link delete {device}"));
+            }
+        }
+        fs::remove_dir_all(&self.files.pins).ok();
+    }
+
     /// Gives the bridge its addresses in the overlay.
     pub fn address_bridge(&self) {
         self.namespace.ip(&format!(

@@ -1,4 +1,5 @@
-//! A probe of 1,000 packets per second in one direction, each numbered: what is missing was lost.
+//! A probe of 1,000 packets per second, or fewer, in one direction, each numbered: what is missing
+//! was lost.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
@@ -15,8 +16,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use crate::netns::Namespace;
 
 const INTERVAL: Duration = Duration::from_millis(1);
-/// Two minutes: the limit of a test.
-const CAPACITY: usize = 120_000;
+/// The limit of a test.
+const LASTING: Duration = Duration::from_mins(2);
 /// How long the last packets get at the end.
 const GRACE: Duration = Duration::from_millis(700);
 /// The scheduler may leave the receiver aside for a moment: that is no loss of the network's.
@@ -32,6 +33,7 @@ pub struct Probe {
 
 #[derive(Debug)]
 struct Shared {
+    interval: Duration,
     sent: AtomicUsize,
     seen: Vec<AtomicBool>,
     duplicates: AtomicUsize,
@@ -53,6 +55,19 @@ pub struct Outcome {
 impl Probe {
     /// Starts to send from one namespace to an address in another.
     pub fn start(from: &Namespace, to: &Namespace, address: Ipv4Addr) -> Self {
+        Self::paced(from, to, address, INTERVAL, LASTING)
+    }
+
+    /// As [`Probe::start`], with a packet every `interval`, for `lasting` at most.
+    pub fn paced(
+        from: &Namespace,
+        to: &Namespace,
+        address: Ipv4Addr,
+        interval: Duration,
+        lasting: Duration,
+    ) -> Self {
+        let capacity = usize::try_from(lasting.as_micros() / interval.as_micros().max(1));
+        let capacity = capacity.expect("a test does not last that long");
         let incoming = to.inside(|| {
             let socket = UdpSocket::bind((address, 0)).expect("the address is the namespace's");
             setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
@@ -67,8 +82,9 @@ impl Probe {
             socket
         });
         let shared = Arc::new(Shared {
+            interval,
             sent: AtomicUsize::new(0),
-            seen: std::iter::repeat_with(AtomicBool::default).take(CAPACITY).collect(),
+            seen: std::iter::repeat_with(AtomicBool::default).take(capacity).collect(),
             duplicates: AtomicUsize::new(0),
             stop_sending: AtomicBool::new(false),
             stop_receiving: AtomicBool::new(false),
@@ -116,7 +132,7 @@ impl Drop for Probe {
 impl Shared {
     fn send(&self, socket: &UdpSocket) {
         let mut due = Instant::now();
-        for number in 0..CAPACITY {
+        for number in 0..self.seen.len() {
             if self.stop_sending.load(Ordering::Relaxed) {
                 return;
             }
@@ -124,7 +140,7 @@ impl Shared {
             // A packet that cannot be sent is lost as well: it stays unseen.
             socket.send(&(number as u64).to_be_bytes()).ok();
             self.sent.store(number + 1, Ordering::Release);
-            due += INTERVAL;
+            due += self.interval;
         }
     }
 
@@ -150,7 +166,7 @@ impl Shared {
             .filter(|(_, seen)| !seen.load(Ordering::Acquire))
             .map(|(number, _)| number)
             .collect();
-        let at = |number: &u32| INTERVAL * *number;
+        let at = |number: &u32| self.interval * *number;
         Outcome {
             sent,
             lost: lost.len(),

@@ -28,7 +28,7 @@ fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("network namespaces and BPF need root".to_owned());
     }
-    let tools = ["bpftool", "ip", "nsenter", "ping", "setpriv", "strace", "tc"];
+    let tools = ["bpftool", "ip", "nft", "nsenter", "ping", "setpriv", "strace", "tc"];
     let absent: Vec<&str> =
         tools.into_iter().filter(|tool| crate::exec::find(tool).is_none()).collect();
     if absent.is_empty() { None } else { Some(format!("no {} found", absent.join(", "))) }
@@ -63,6 +63,11 @@ pub fn runs(default: usize) -> usize {
     std::env::var("MARENGO_RUNS").map_or(default, |text| {
         text.parse().unwrap_or_else(|_| panic!("MARENGO_RUNS is no number: {text:?}"))
     })
+}
+
+/// Whether the tests that take long are to run: `MARENGO_LONG=1`.
+pub fn long() -> bool {
+    std::env::var_os("MARENGO_LONG").is_some_and(|value| value == "1")
 }
 
 fn workspace() -> &'static Path {
