@@ -79,9 +79,26 @@ pub struct StatusView {
     pub peers_without_slot: Vec<String>,
     /// Members that have something in common that they must not, as sentences.
     pub conflicts: Vec<String>,
+    /// What another hand keeps undoing at present.
+    pub fights: Vec<FightView>,
+    /// Fights since the start, those that are over included.
+    pub fights_total: u64,
     /// Frames dropped by the programs, by reason.
     pub drops: BTreeMap<String, u64>,
     pub gossip: GossipView,
+}
+
+/// Something that another hand keeps undoing.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct FightView {
+    /// What it is over.
+    pub object: String,
+    /// How often the object was put right.
+    pub repairs: u64,
+    /// How long it lasts.
+    pub since_seconds: u64,
+    /// Who was seen at it, or `unknown`. Evidence, no proof.
+    pub suspect: String,
 }
 
 /// Gossip's counters.

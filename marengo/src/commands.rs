@@ -118,6 +118,12 @@ pub(crate) async fn status(config: &GlobalConfig, output: Output) -> Result<(), 
         if !status.peers_without_slot.is_empty() {
             rows.push(("no room for", status.peers_without_slot.join(", ")));
         }
+        rows.extend(status.fights.iter().map(|fight| {
+            let (object, repairs, seconds) = (&fight.object, fight.repairs, fight.since_seconds);
+            let suspect = &fight.suspect;
+            let line = format!("over {object}: {repairs} repairs in {seconds}s, with {suspect}");
+            ("fight", line)
+        }));
         rows.extend(status.conflicts.iter().map(|conflict| ("conflict", conflict.clone())));
         let lines: Vec<String> =
             rows.iter().map(|(name, value)| format!("{name:<12}{value}")).collect();

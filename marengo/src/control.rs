@@ -139,6 +139,8 @@ async fn status(Extension(doors): Extension<Doors>) -> Response<Body> {
         peers: data_plane.peers,
         peers_without_slot: data_plane.peers_without_slot,
         conflicts: members.conflicts,
+        fights: data_plane.fights,
+        fights_total: data_plane.fights_total,
         drops: data_plane.drops,
         gossip: members.counters,
     };

@@ -1,6 +1,8 @@
 //! The converge task: the one owner of the kernel. It observes, plans and applies; everything else
 //! only tells it that something changed, or asks what it knows.
 
+mod contest;
+
 use std::{
     collections::BTreeMap,
     net::IpAddr,
@@ -25,8 +27,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use self::contest::Contest;
 use crate::{
-    api::PeerView,
+    api::{FightView, PeerView},
     kernel::{Adopted, Kernel, Monitor, bpf::ProgramLog, monitor},
     tasks::Spawner,
 };
@@ -52,6 +55,8 @@ pub(crate) struct DataPlaneStatus {
     pub peers_without_slot: Vec<String>,
     pub drops: BTreeMap<String, u64>,
     pub attach: &'static str,
+    pub fights: Vec<FightView>,
+    pub fights_total: u64,
 }
 
 /// How long a peer of an earlier run is kept after gossip has told of the first one: long enough to
@@ -72,6 +77,7 @@ pub(crate) struct Converge {
     /// this has not changed is another hand's doing.
     settled: Option<DesiredState>,
     last_error: Option<String>,
+    contest: Contest,
     repairs: u64,
     repair_told: Option<Instant>,
     repairs_untold: u64,
@@ -112,6 +118,7 @@ impl Converge {
             adopted: adoption,
             settled: None,
             last_error: None,
+            contest: Contest::new(now, true),
             repairs: 0,
             repair_told: None,
             repairs_untold: 0,
@@ -136,6 +143,7 @@ impl Converge {
                 Adoption::Until(until) => self.converger.poll_timeout().min(until),
                 Adoption::Waiting | Adoption::Over => self.converger.poll_timeout(),
             };
+            let deadline = deadline.min(self.contest.poll_timeout());
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
@@ -147,6 +155,7 @@ impl Converge {
                         monitor = self.watch_again(&spawner).await;
                     }
                     let changes = *monitor.borrow_and_update();
+                    self.contest.handle_changes(Instant::now(), changes);
                     if changes.routes != seen.routes {
                         self.kernel.forget_routes();
                         self.converger.mark_dirty(Instant::now(), Cause::Routes);
@@ -164,6 +173,7 @@ impl Converge {
                 self.adopted = Adoption::Over;
                 self.converger.mark_dirty(now, Cause::Membership);
             }
+            self.look(now);
             if let Some(cause) = self.converger.due(now) {
                 let table = peers.borrow_and_update().clone();
                 // Told and noted there; the next round goes on.
@@ -190,6 +200,9 @@ impl Converge {
             Err(_) => Outcome::Failed,
         };
         self.converger.handle_outcome(Instant::now(), outcome);
+        if let Some(retry) = self.contest.retry {
+            self.converger.again_by(retry);
+        }
         self.note(result.as_ref().err());
         result.map(|_| ())
     }
@@ -295,24 +308,21 @@ impl Converge {
         let want = desired(&self.data_plane, &self.slots, observed.underlay_mtu);
         self.mtu = want.mtu;
         let plan = plan(&want, &observed);
+        let repairing = self.settled.as_ref() == Some(&want);
+        let ops = self.judge(plan.ops, repairing);
         if let Some(obstacle) = plan.obstacle {
             self.settled = None;
-            self.apply(&plan.ops, &observed).await?;
+            self.apply(&ops, &observed).await?;
             anyhow::bail!("{obstacle}: remove it, or choose another bridge with --bridge");
         }
-        let repairing = self.settled.as_ref() == Some(&want) && !plan.ops.is_empty();
-        if repairing {
-            self.repairs += 1;
-            self.tell_repair(&plan.ops);
-        }
         self.settled = None;
-        self.apply(&plan.ops, &observed).await?;
-        if !plan.ops.is_empty() || cause == Cause::Membership {
-            debug!(?cause, ops = plan.ops.len(), peers = self.peer_names(),
+        self.apply(&ops, &observed).await?;
+        if !ops.is_empty() || cause == Cause::Membership {
+            debug!(?cause, ops = ops.len(), peers = self.peer_names(),
                 tunnels = %self.data_plane.device, "converged");
         }
         self.settled = Some(want);
-        Ok(plan.ops.len())
+        Ok(ops.len())
     }
 
     /// Tells a repair; of many, some.
@@ -400,8 +410,9 @@ impl Converge {
 
     fn status(&self) -> DataPlaneStatus {
         let drops = self.kernel.drops().unwrap_or_default();
+        let (fights, fights_total) = self.contest.views(Instant::now());
         DataPlaneStatus {
-            converged: self.settled.is_some(),
+            converged: self.settled.is_some() && self.contest.held.is_empty(),
             repairs: self.repairs,
             rounds: self.rounds,
             mtu: self.mtu,
@@ -413,6 +424,8 @@ impl Converge {
                 .map(|(reason, count)| (reason.label().to_owned(), count.packets))
                 .collect(),
             attach: self.kernel.attach_mode(),
+            fights,
+            fights_total,
         }
     }
 

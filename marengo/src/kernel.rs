@@ -6,12 +6,15 @@
 //! What belongs to Marengo is told by a mark that is set in the message that makes it (the link
 //! group [`links::GROUP`]), so that there is no moment in which an object of ours lacks it.
 
+mod audit;
 pub(crate) mod bpf;
 pub(crate) mod bpffs;
 mod hooks;
 mod leftovers;
 mod links;
 pub(crate) mod monitor;
+pub(crate) mod suspects;
+mod sys;
 mod underlay;
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
@@ -70,6 +73,7 @@ pub(crate) struct Kernel {
     underlay: Underlay,
     bpf: Bpf,
     hooks: Hooks,
+    seen: audit::Seen,
 }
 
 impl Kernel {
@@ -82,7 +86,7 @@ impl Kernel {
         let underlay = Underlay::open().context("failed to open a netlink socket")?;
         let (bpf, adopted) = Bpf::open(&config)?;
         let hooks = Hooks::open(config.pin_dir.clone(), config.attach);
-        Ok((Self { config, links, underlay, bpf, hooks }, adopted))
+        Ok((Self { config, links, underlay, bpf, hooks, seen: audit::Seen::default() }, adopted))
     }
 
     /// Reads the links alone, which does not depend on programs or maps.
@@ -127,6 +131,7 @@ impl Kernel {
             Link::Bridge => bridge.as_ref().map(|bridge| bridge.ifindex),
             Link::Device => device.as_ref().map(|device| device.ifindex),
         };
+        self.seen = audit::Seen::new(bridge.as_ref(), device.as_ref());
         let hooks = self.hooks.observe(&mut self.bpf, &self.links, ifindex).await?;
         let underlay_mtu = self.underlay.mtu(data_plane.vtep, peers).await?;
         let maps = self.bpf.observe()?;
@@ -260,6 +265,12 @@ impl Kernel {
     /// Hands the programs' log records over to the log. Does nothing without `-D`.
     pub(crate) fn take_program_log(&mut self) -> Option<bpf::ProgramLog> {
         self.bpf.take_log()
+    }
+
+    /// The kernel's numbers of our maps and programs, to find who else has them open.
+    pub(crate) fn ids(&mut self) -> Result<(Vec<u32>, Vec<u32>)> {
+        let programs: Result<_> = Hook::ALL.iter().map(|hook| self.bpf.program_id(*hook)).collect();
+        Ok((self.bpf.map_ids()?, programs?))
     }
 
     /// Whether programs are attached by TCX links or by clsact filters.

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use aya::{
-    maps::{HashMap, Map, MapData},
+    maps::{Array, HashMap, Map, MapData},
     programs::{SchedClassifier, TcAttachType},
 };
-use marengo_common::{FloodChunk, FloodPosition, MapName, PeerEntry, VtepEntry, VtepKey};
+use marengo_common::{FloodChunk, FloodPosition, MapName, PeerEntry, Settings, VtepEntry, VtepKey};
 use serde_json::Value;
 
 use crate::{exec, netns::Namespace, node::Node};
@@ -89,12 +89,29 @@ pub fn attached_here(device: &str, hook: &'static str) -> Vec<Attachment> {
         .collect()
 }
 
+/// All that the daemon has written into the maps.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Content {
+    pub settings: Settings,
+    pub slots: BTreeMap<u32, PeerEntry>,
+    /// Slot by address.
+    pub vteps: BTreeMap<VtepKey, u32>,
+    /// In order.
+    pub flood: Vec<u32>,
+}
+
 /// The maps that the daemon writes, read and changed without going through it.
-#[derive(Debug)]
 pub struct Maps {
+    pub settings: Array<MapData, Settings>,
     pub peers: HashMap<MapData, u32, PeerEntry>,
     pub vteps: HashMap<MapData, VtepKey, VtepEntry>,
     pub flood: HashMap<MapData, FloodPosition, FloodChunk>,
+}
+
+impl std::fmt::Debug for Maps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.content().fmt(f)
+    }
 }
 
 impl Maps {
@@ -106,6 +123,8 @@ impl Maps {
         };
         let fits = "the map has the types of marengo-common";
         Self {
+            settings: Array::try_from(Map::from_map_data(pin(MapName::SETTINGS)).expect(fits))
+                .expect(fits),
             peers: Map::from_map_data(pin(MapName::PEERS)).expect(fits).try_into().expect(fits),
             vteps: Map::from_map_data(pin(MapName::VTEPS)).expect(fits).try_into().expect(fits),
             flood: Map::from_map_data(pin(MapName::FLOOD)).expect(fits).try_into().expect(fits),
@@ -140,8 +159,13 @@ impl Maps {
     }
 
     /// Everything, for comparing.
-    pub fn content(&self) -> (BTreeMap<u32, PeerEntry>, BTreeMap<VtepKey, u32>, Vec<u32>) {
+    pub fn content(&self) -> Content {
         let vteps = self.vteps.iter().filter_map(Result::ok);
-        (self.slots(), vteps.map(|(key, entry)| (key, entry.peer)).collect(), self.flood_list())
+        Content {
+            settings: self.settings.get(&0, 0).expect("an array has its entries"),
+            slots: self.slots(),
+            vteps: vteps.map(|(key, entry)| (key, entry.peer)).collect(),
+            flood: self.flood_list(),
+        }
     }
 }

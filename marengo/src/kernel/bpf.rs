@@ -10,8 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
-    Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, MapData, MapError, MapInfo, PerCpuArray, PerCpuHashMap},
+    Ebpf, EbpfLoader,
+    maps::{
+        Array, HashMap, IterableMap as _, MapData, MapError, MapInfo, PerCpuArray, PerCpuHashMap,
+    },
     programs::SchedClassifier,
 };
 use aya_log::EbpfLogger;
@@ -22,7 +24,7 @@ use marengo_common::{
 };
 use marengo_core::op::Hook;
 
-use super::{Adopted, KernelConfig, bpffs};
+use super::{Adopted, KernelConfig, bpffs, sys::entries};
 
 /// The programs, as built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MARENGO_EBPF_OBJECT"));
@@ -136,7 +138,7 @@ impl Bpf {
         if (settings.family == 4) != vtep.is_ipv4() {
             return Ok(Adopted { slots: Vec::new(), generation });
         }
-        let slots = entries(self.peers.iter())?
+        let slots = entries(&self.peers)?
             .into_iter()
             .filter(|(_, entry)| PeerState::from_byte(entry.state) == PeerState::Forwarding)
             .map(|(index, entry)| (index, entry.address(settings.family), entry.generation))
@@ -147,13 +149,13 @@ impl Bpf {
     pub(super) fn observe(&self) -> Result<ObservedMaps> {
         Ok(ObservedMaps {
             settings: self.read_settings()?,
-            peers: entries(self.peers.iter()).context("failed to read the peers map")?,
-            vteps: entries(self.vteps.iter())
+            peers: entries(&self.peers).context("failed to read the peers map")?,
+            vteps: entries(&self.vteps)
                 .context("failed to read the vteps map")?
                 .into_iter()
                 .map(|(key, entry)| (key, entry.peer))
                 .collect(),
-            flood: entries(self.flood.iter())
+            flood: entries(&self.flood)
                 .context("failed to read the flood map")?
                 .into_iter()
                 .map(|(key, chunk)| (key.position, chunk))
@@ -210,7 +212,7 @@ impl Bpf {
     }
 
     pub(super) fn heard(&self) -> Result<Vec<(VtepKey, u32)>> {
-        let vteps = entries(self.vteps.iter()).context("failed to read the vteps map")?;
+        let vteps = entries(&self.vteps).context("failed to read the vteps map")?;
         Ok(vteps.into_iter().map(|(key, entry)| (key, entry.heard)).collect())
     }
 
@@ -240,6 +242,17 @@ impl Bpf {
             Hook::DeviceEgress | Hook::BridgeEgress => ProgramName::EGRESS,
         };
         program(&mut self.ebpf, name)
+    }
+
+    /// The kernel's number of the program that belongs to a hook.
+    pub(super) fn program_id(&mut self, hook: Hook) -> Result<u32> {
+        Ok(self.program(hook)?.info()?.id())
+    }
+
+    /// The kernel's numbers of the maps that the daemon writes.
+    pub(super) fn map_ids(&self) -> Result<Vec<u32>> {
+        let maps = [self.settings.map(), self.peers.map(), self.vteps.map(), self.flood.map()];
+        maps.iter().map(|map| Ok(map.info()?.id())).collect()
     }
 
     fn read_settings(&self) -> Result<Option<Settings>> {
@@ -377,13 +390,6 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier
 
 fn take(ebpf: &mut Ebpf, name: MapName) -> Result<aya::maps::Map> {
     ebpf.take_map(name.kernel).with_context(|| format!("no map {}", name.kernel))
-}
-
-/// Reads a whole map. An entry that goes while the map is read is not there.
-fn entries<K: Pod + Ord, V: Pod>(
-    iter: impl Iterator<Item = Result<(K, V), MapError>>,
-) -> Result<BTreeMap<K, V>, MapError> {
-    iter.filter(|entry| !matches!(entry, Err(MapError::KeyNotFound))).collect()
 }
 
 fn gone_is_fine(result: Result<(), MapError>) -> Result<()> {

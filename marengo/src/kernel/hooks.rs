@@ -22,7 +22,11 @@ use marengo_core::{
 };
 use nix::errno::Errno;
 
-use super::{bpf::Bpf, links::Links};
+use super::{
+    bpf::Bpf,
+    links::Links,
+    sys::{self, TcxHook},
+};
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -56,6 +60,19 @@ impl Hooks {
 
     pub(super) fn mode_name(&self) -> &'static str {
         if self.mode == AttachMode::Clsact { "clsact" } else { "tcx" }
+    }
+
+    /// Whether a hook of an interface runs, among others, the program, as far as a TCX link holds it
+    /// there. Filters are not looked at: the kernel reports when one goes.
+    pub(super) fn is_linked(&self, hook: Hook, ifindex: u32, program: u32) -> Result<bool> {
+        if self.filters.contains_key(&hook) {
+            return Ok(true);
+        }
+        let at = match hook {
+            Hook::DeviceIngress => TcxHook::Ingress,
+            Hook::DeviceEgress | Hook::BridgeEgress => TcxHook::Egress,
+        };
+        Ok(sys::programs_at(ifindex, at)?.contains(&program))
     }
 
     /// Finds the hooks at which this run's programs sit. One that an earlier run attached does not

@@ -15,7 +15,11 @@ use rtnetlink::{
 };
 use tokio::sync::watch;
 
+use super::links;
 use crate::tasks::Spawner;
+
+/// `TC_H_CLSACT`: the parent of the queueing discipline that holds filters at both hooks.
+const CLSACT: u32 = 0xffff_fff1;
 
 /// What has changed since it was last asked. Counters, so that no report is lost between two looks
 /// and a flood of them costs nothing.
@@ -25,6 +29,10 @@ pub(crate) struct Changes {
     pub(crate) links: u64,
     /// Reports of routes and addresses.
     pub(crate) routes: u64,
+    /// Reports of our own links, and of filters: by our hand or another.
+    pub(crate) touches: u64,
+    /// The port number of who asked for what was reported last, as far as reports tell.
+    pub(crate) requester: Option<u32>,
 }
 
 /// The receiving end of the kernel's reports.
@@ -41,6 +49,7 @@ pub(crate) fn spawn(spawner: &Spawner, bridge: IfName, device: IfName) -> Result
         MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
+        MulticastGroup::Tc,
     ])
     .context("failed to subscribe to the kernel's reports of links and routes")?;
     // A burst that overruns the buffer costs a resync, not a report.
@@ -51,10 +60,26 @@ pub(crate) fn spawn(spawner: &Spawner, bridge: IfName, device: IfName) -> Result
     let (sender, receiver) = watch::channel(Changes::default());
     spawner.spawn("monitor", async move {
         while let Some((message, _)) = messages.next().await {
+            let mut ours = false;
+            let requester = Some(message.header.port_number).filter(|port| *port != 0);
             let (links, routes) = match message.payload {
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
-                ) => (concerns_us(&link, &bridge, &device), false),
+                ) => {
+                    ours = is_ours(&link, &bridge, &device);
+                    (ours || !is_port(&link), false)
+                }
+                // The filter of a hook goes with its queueing discipline.
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelTrafficFilter(_)) => {
+                    ours = true;
+                    (true, false)
+                }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelQueueDiscipline(qdisc))
+                    if u32::from(qdisc.header.parent) == CLSACT =>
+                {
+                    ours = true;
+                    (true, false)
+                }
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewRoute(_)
                     | RouteNetlinkMessage::DelRoute(_)
@@ -68,6 +93,10 @@ pub(crate) fn spawn(spawner: &Spawner, bridge: IfName, device: IfName) -> Result
                 sender.send_modify(|changes| {
                     changes.links += u64::from(links);
                     changes.routes += u64::from(routes);
+                    changes.touches += u64::from(ours);
+                    if ours {
+                        changes.requester = requester;
+                    }
                 });
             }
             if sender.is_closed() {
@@ -78,13 +107,16 @@ pub(crate) fn spawn(spawner: &Spawner, bridge: IfName, device: IfName) -> Result
     Ok(receiver)
 }
 
+/// Whether a report is of one of our two links, the device under another name too.
+fn is_ours(link: &LinkMessage, bridge: &IfName, device: &IfName) -> bool {
+    link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::IfName(name) => name == bridge.as_str() || name == device.as_str(),
+        LinkAttribute::Group(group) => *group == links::GROUP,
+        _ => false,
+    })
+}
+
 /// A port of some bridge is a container's; all else may carry the underlay.
-fn concerns_us(link: &LinkMessage, bridge: &IfName, device: &IfName) -> bool {
-    let name = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.as_str()),
-        _ => None,
-    });
-    let is_port =
-        link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Controller(_)));
-    name == Some(bridge.as_str()) || name == Some(device.as_str()) || !is_port
+fn is_port(link: &LinkMessage) -> bool {
+    link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Controller(_)))
 }
