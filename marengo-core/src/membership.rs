@@ -28,6 +28,7 @@ use self::{
     outbox::Outbox,
     rejoin::{Questions, Seeds},
     renewal::Renewals,
+    renumber::Telling,
     roster::{Presence, Roster},
     timers::Timers,
 };
@@ -40,7 +41,7 @@ pub use self::{
 };
 use crate::{
     control::Control,
-    identity::{Identity, Version, canonical},
+    identity::{Generation, Identity, Version, canonical},
     members::{Member, MemberState, PeerTable},
 };
 
@@ -57,6 +58,7 @@ mod leave;
 mod outbox;
 mod rejoin;
 mod renewal;
+mod renumber;
 mod roster;
 mod standing;
 mod sync;
@@ -118,6 +120,10 @@ pub struct Membership {
     renewed: bool,
     /// Peers and conflicts must be found anew, whatever the roster says.
     identity_changed: bool,
+    /// When this node began, and as which generation.
+    began: (Instant, Generation),
+    /// Who has yet to hear of this node's new address.
+    telling: Option<Telling>,
     seeds: Seeds,
     questions: Questions,
     lost_at: Option<Instant>,
@@ -178,7 +184,7 @@ impl Membership {
             foca,
             outbox: Outbox::default(),
             timers: Timers::default(),
-            roster: Roster::new(config.max_members),
+            roster: Roster::new(config.max_members, config.has(Control::Supersede)),
             peers: PeerTable::default(),
             suspects: BTreeSet::new(),
             suspects_stale: false,
@@ -186,6 +192,8 @@ impl Membership {
             renewals: Renewals::new(identity.generation),
             renewed: false,
             identity_changed: false,
+            began: (now, identity.generation),
+            telling: None,
             seeds: Seeds::default(),
             questions: Questions::default(),
             lost_at: None,
@@ -250,6 +258,7 @@ impl Membership {
             drive::note(self.foca.handle_timer(timer, &mut self.outbox));
             self.drain(now, None);
         }
+        self.tell_address(now);
         self.ask_seeds(now);
         self.ask_lost(now);
         self.sync_now_and_then(now);
@@ -289,7 +298,9 @@ impl Membership {
             Phase::Leaving { again_at, .. } => return Some(again_at),
             Phase::Left => return None,
         }
-        let optional = [self.timers.next_deadline(), self.seeds.next_deadline(), self.lost_at];
+        let telling = self.telling.as_ref().map(Telling::next_deadline);
+        let optional =
+            [self.timers.next_deadline(), self.seeds.next_deadline(), self.lost_at, telling];
         optional.into_iter().flatten().chain([self.sync_at, self.tidy_at]).min()
     }
 
@@ -315,7 +326,7 @@ impl Membership {
                 }
                 Presence::Active => MemberState::Alive,
                 Presence::Down => MemberState::Down,
-                Presence::Left => MemberState::Left,
+                Presence::Left | Presence::Superseded => MemberState::Left,
             },
         });
         let mut members: Vec<Member> = others.chain([own]).collect();

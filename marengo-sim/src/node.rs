@@ -31,6 +31,8 @@ pub struct Node {
     pub vtep: IpAddr,
     /// Where it answers HTTP.
     pub listen: SocketAddr,
+    /// The data plane that the next start of the daemon takes over, if there is one.
+    pub data_plane: Option<DataPlaneId>,
     /// Added to what this machine's wall clock shows. Milliseconds.
     pub clock_error: i64,
     /// Datagrams sent to this machine.
@@ -60,6 +62,7 @@ impl Node {
             addr: SocketAddr::new(ip, 7946),
             vtep: ip,
             listen: SocketAddr::new(ip, 8080),
+            data_plane: None,
             clock_error: 0,
             sent_to: 0,
             life: 0,
@@ -109,7 +112,8 @@ impl Node {
                 self.told.remove(&member.addr);
             }
             MembershipEvent::MemberChanged { old, new } => {
-                let before = self.told.insert(new.addr, new.clone());
+                let before = self.told.remove(&old.addr);
+                self.told.insert(new.addr, new.clone());
                 assert_eq!(before.as_ref(), Some(old), "{} changed but was not up", old.name);
             }
             MembershipEvent::Joined

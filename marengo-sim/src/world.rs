@@ -1,7 +1,7 @@
 //! A world of machines: who is there, what time it is, and what happens next.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -254,6 +254,11 @@ impl World {
         assert_eq!(self.nodes[index].told, shown, "node {index} told something else\n{self}");
         for peer in membership.peers().live() {
             assert!(shown.contains_key(&peer.addr), "node {index} has a peer that is not there");
+        }
+        let (peers, mut seen) = (membership.peers(), BTreeSet::new());
+        for peer in peers.iter() {
+            let is_first = seen.insert(peer.identity.data_plane);
+            assert!(is_first, "node {index} has a peer twice: {}\n{self}", peer.identity);
         }
     }
 }

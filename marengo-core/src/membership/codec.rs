@@ -110,6 +110,17 @@ pub(super) fn with_update(payload: &[u8], update: &Member<Identity>) -> Option<V
     payload.emit().ok().filter(|payload| payload.len() <= MAX_PAYLOAD)
 }
 
+/// Takes updates out of a foca datagram. `None` if there are none to take out.
+pub(super) fn without_updates(
+    payload: &[u8],
+    unwanted: impl Fn(&Member<Identity>) -> bool,
+) -> Option<Vec<u8>> {
+    let mut payload = Payload::parse(payload).ok()?;
+    let before = payload.updates.len();
+    payload.updates.retain(|update| !unwanted(update));
+    if payload.updates.len() == before { None } else { payload.emit().ok() }
+}
+
 fn carries_updates(message: &Message<Identity>) -> bool {
     !matches!(message, Message::Announce | Message::TurnUndead | Message::Broadcast)
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::event::MembershipEvent;
+use super::{event::MembershipEvent, standing::Standings};
 use crate::{
     identity::Identity,
     members::{Peer, PeerTable, Standing},
@@ -25,6 +25,9 @@ pub enum ConflictKind {
     Vtep,
     /// A gossip address.
     Address,
+    /// A data plane: one is a copy of the other, made while it ran. The data plane of the others
+    /// uses one of the two at most.
+    DataPlane,
 }
 
 impl ConflictKind {
@@ -34,6 +37,7 @@ impl ConflictKind {
             Self::Name => "name",
             Self::Vtep => "vtep",
             Self::Address => "address",
+            Self::DataPlane => "data plane",
         }
     }
 }
@@ -98,11 +102,11 @@ impl Conflicts {
     ///
     /// A member with this node's VTEP is no peer. Of several members with one VTEP the one that
     /// was there first is; a lost one only if nobody else is there, and it conflicts with nobody.
-    pub(super) fn refresh<'a>(
+    pub(super) fn refresh(
         &mut self,
         now: Instant,
         own: &Identity,
-        members: impl Iterator<Item = (&'a Identity, Standing)>,
+        standings: Standings<'_>,
     ) -> (PeerTable, Vec<MembershipEvent>) {
         let mut found = Vec::new();
         let conflict = |kind, ours: &Identity, theirs: &Identity| Conflict {
@@ -117,8 +121,11 @@ impl Conflicts {
                 self.at_own_address = None;
             }
         }
+        for (ours, theirs) in standings.clones {
+            found.push(conflict(ConflictKind::DataPlane, ours, theirs));
+        }
         let (lost, live): (Vec<_>, Vec<_>) =
-            members.partition(|(_, standing)| *standing == Standing::Lost);
+            standings.members.into_iter().partition(|(_, standing)| *standing == Standing::Lost);
         let mut by_vtep: BTreeMap<IpAddr, (&Identity, Standing)> = BTreeMap::new();
         let mut losers = Vec::new();
         for (member, standing) in live {
@@ -180,6 +187,10 @@ mod tests {
         membership::testing::{identity, start},
     };
 
+    fn members<'a>(members: impl Into<Vec<(&'a Identity, Standing)>>) -> Standings<'a> {
+        Standings { members: members.into(), clones: Vec::new() }
+    }
+
     fn kinds(conflicts: &Conflicts) -> Vec<ConflictKind> {
         conflicts.iter().map(|conflict| conflict.kind).collect()
     }
@@ -190,16 +201,16 @@ mod tests {
         let own = identity(1);
         let twin = Identity { name: own.name, ..identity(2) };
 
-        let (peers, events) = conflicts.refresh(now, &own, [(&twin, Standing::Alive)].into_iter());
+        let (peers, events) = conflicts.refresh(now, &own, members([(&twin, Standing::Alive)]));
         assert_eq!(peers.len(), 1);
         assert!(matches!(&events[..], [MembershipEvent::Conflict(c)] if c.theirs == twin));
 
         let renewed = twin.with_generation(twin.generation.next());
-        let (_, events) = conflicts.refresh(now, &own, [(&renewed, Standing::Alive)].into_iter());
+        let (_, events) = conflicts.refresh(now, &own, members([(&renewed, Standing::Alive)]));
         assert_eq!(events, []);
         assert_eq!(kinds(&conflicts), [ConflictKind::Name]);
 
-        let (_, events) = conflicts.refresh(now, &own, [].into_iter());
+        let (_, events) = conflicts.refresh(now, &own, Standings::default());
         assert!(matches!(&events[..], [MembershipEvent::ConflictResolved(_)]));
     }
 
@@ -209,7 +220,7 @@ mod tests {
         let own = identity(1);
         let thief = Identity { vtep: own.vtep, ..identity(2) };
 
-        let (peers, _) = conflicts.refresh(now, &own, [(&thief, Standing::Alive)].into_iter());
+        let (peers, _) = conflicts.refresh(now, &own, members([(&thief, Standing::Alive)]));
 
         assert!(peers.is_empty());
         assert_eq!(kinds(&conflicts), [ConflictKind::Vtep]);
@@ -224,7 +235,7 @@ mod tests {
             let mut conflicts = Conflicts::default();
 
             let pair = pair.map(|identity| (identity, Standing::Alive));
-            let (peers, _) = conflicts.refresh(now, &identity(1), pair.into_iter());
+            let (peers, _) = conflicts.refresh(now, &identity(1), members(pair));
 
             assert_eq!(peers.live().collect::<Vec<_>>(), [&older]);
             let conflict = conflicts.iter().next().unwrap();
@@ -233,21 +244,35 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_of_a_running_node_is_reported() {
+        let (now, mut conflicts) = (start(), Conflicts::default());
+        let (own, stands) = (identity(1), identity(2));
+        let copy = Identity { data_plane: stands.data_plane, ..identity(3) };
+
+        let members = vec![(&stands, Standing::Alive)];
+        let clones = vec![(&stands, &copy)];
+        let (peers, events) = conflicts.refresh(now, &own, Standings { members, clones });
+
+        assert_eq!(peers.live().collect::<Vec<_>>(), [&stands]);
+        assert!(matches!(&events[..], [MembershipEvent::Conflict(c)] if c.theirs == copy));
+        assert_eq!(kinds(&conflicts), [ConflictKind::DataPlane]);
+    }
+
+    #[test]
     fn a_lost_member_is_a_peer_unless_somebody_has_its_vtep() {
         let (now, mut conflicts) = (start(), Conflicts::default());
         let (lost, heir) = (identity(2), Identity { vtep: identity(2).vtep, ..identity(3) });
 
-        let (peers, _) =
-            conflicts.refresh(now, &identity(1), [(&lost, Standing::Lost)].into_iter());
+        let (peers, _) = conflicts.refresh(now, &identity(1), members([(&lost, Standing::Lost)]));
         assert_eq!(peers.get(lost.addr).map(|peer| peer.standing), Some(Standing::Lost));
         assert_eq!(peers.live().count(), 0);
 
         let both = [(&lost, Standing::Lost), (&heir, Standing::Suspect)];
-        let (peers, events) = conflicts.refresh(now, &identity(1), both.into_iter());
+        let (peers, events) = conflicts.refresh(now, &identity(1), members(both));
         assert_eq!((peers.len(), events), (1, Vec::new()));
         assert_eq!(peers.get(heir.addr).map(|peer| peer.standing), Some(Standing::Suspect));
 
-        let (peers, _) = conflicts.refresh(now, &heir, [(&lost, Standing::Lost)].into_iter());
+        let (peers, _) = conflicts.refresh(now, &heir, members([(&lost, Standing::Lost)]));
         assert!(peers.is_empty(), "its VTEP is our own");
     }
 
@@ -259,12 +284,12 @@ mod tests {
 
         conflicts.seen_at_own_address(&stranger, now);
         assert!(conflicts.is_stale(now));
-        conflicts.refresh(now, &own, [].into_iter());
+        conflicts.refresh(now, &own, Standings::default());
         assert_eq!(kinds(&conflicts), [ConflictKind::Address]);
         assert!(!conflicts.is_stale(now));
 
         assert!(conflicts.is_stale(now + ADDRESS_MEMORY));
-        conflicts.refresh(now + ADDRESS_MEMORY, &own, [].into_iter());
+        conflicts.refresh(now + ADDRESS_MEMORY, &own, Standings::default());
         assert_eq!(kinds(&conflicts), []);
     }
 }

@@ -11,7 +11,7 @@ use super::{
     envelope::{self, Kind},
     outbox::Effect,
     roster::Presence,
-    standing::standing,
+    standing::standings,
 };
 use crate::{control::Control, identity::Identity};
 
@@ -22,6 +22,7 @@ impl Membership {
             match effect {
                 Effect::Send { to, payload } => {
                     if self.may_send(to.addr, reply_to) {
+                        let payload = self.without_former_selves(payload);
                         let payload = self.tell_suspect(&to, payload);
                         let data = envelope::emit(Kind::Gossip, &self.config.cluster, &payload);
                         self.transmits.push_back(Transmit { to: to.addr, data });
@@ -36,9 +37,12 @@ impl Membership {
     }
 
     /// Whether foca may send to an address: to members, and to whom it answers. Of itself it also
-    /// announces to members that left; those are let go.
+    /// announces to members that left, and to addresses that nodes had; those are let go.
     fn may_send(&self, to: SocketAddr, reply_to: Option<SocketAddr>) -> bool {
-        let is_member = self.roster.get(to).is_some_and(|record| record.presence != Presence::Left);
+        let is_member = self
+            .roster
+            .get(to)
+            .is_some_and(|record| matches!(record.presence, Presence::Active | Presence::Down));
         (is_member || reply_to == Some(to)) && to != self.identity.addr
     }
 
@@ -77,27 +81,28 @@ impl Membership {
     ) {
         match notification {
             OwnedNotification::MemberUp(member) => {
-                let event = self.roster.up(&member, now);
+                let events = self.roster.up(&member, now);
                 let is_first = self.roster.active_count() == 1
-                    && matches!(event, Some(MembershipEvent::MemberUp(_)));
+                    && matches!(events[..], [MembershipEvent::MemberUp(_)]);
                 if is_first {
                     self.sync_pause = SYNC_EVERY.0;
                     self.sync_at = self.sync_at.min(now + self.sync_pause);
                     self.events.push_back(MembershipEvent::Joined);
                 }
-                self.events.extend(event);
+                self.events.extend(events);
             }
             OwnedNotification::MemberDown(member) => {
                 let event = self.roster.down(&member, now);
                 let was_last = self.roster.active_count() == 0 && event.is_some();
                 self.events.extend(event);
+                self.may_be_former_self(&member);
                 self.lost_at.get_or_insert(now + ASK_LOST_EVERY);
                 if was_last {
                     self.seeds.hurry(now);
                     self.events.push_back(MembershipEvent::Isolated);
                 }
             }
-            OwnedNotification::Rename(_, new) => self.events.extend(self.roster.rename(&new)),
+            OwnedNotification::Rename(_, new) => self.events.extend(self.roster.rename(&new, now)),
             OwnedNotification::Active => debug!("connected"),
             // foca has invalidated every timer it asked for.
             OwnedNotification::Idle | OwnedNotification::Defunct => self.timers.clear(),
@@ -121,6 +126,7 @@ impl Membership {
         }
         self.top_claims(now, via);
         self.roster.clear_leaving();
+        self.retire(now);
 
         let roster_changed = self.roster.take_changed();
         if roster_changed {
@@ -129,8 +135,8 @@ impl Membership {
         }
         let changed = self.refresh_suspects() | roster_changed;
         if changed || mem::take(&mut self.identity_changed) || self.conflicts.is_stale(now) {
-            let members = standing(&self.identity, self.roster.known(&self.suspects));
-            let (peers, events) = self.conflicts.refresh(now, &self.identity, members.into_iter());
+            let standings = standings(&self.identity, self.roster.known(&self.suspects));
+            let (peers, events) = self.conflicts.refresh(now, &self.identity, standings);
             self.peers = peers;
             self.events.extend(events);
         }
@@ -161,7 +167,17 @@ impl Membership {
         }
         info!(%generation, "others know a later start of this node; going above it");
         self.renewals.record(now);
-        self.identity = self.identity.with_generation(generation);
+        self.change_identity(now, self.identity.with_generation(generation), via);
+    }
+
+    /// Becomes another identity.
+    pub(super) fn change_identity(
+        &mut self,
+        now: Instant,
+        identity: Identity,
+        via: Option<&Identity>,
+    ) {
+        self.identity = identity;
         self.identity_changed = true;
         self.timers.clear();
         note(self.foca.change_identity(self.identity.clone(), &mut self.outbox));

@@ -50,6 +50,10 @@ pub enum DatagramError {
     /// Its sender claims a generation that no clock could have given it.
     #[error("the sender's generation is absurd")]
     AbsurdGeneration,
+    /// Its sender's data plane is known at another address, with a higher generation: either the
+    /// datagram is old, or there are two. If the sender goes on to live, it becomes a member.
+    #[error("the sender has another address since")]
+    Superseded,
     /// Its sender is unknown, and the table of members is full.
     #[error("there is no room for another member")]
     MemberLimit,
@@ -68,7 +72,7 @@ pub enum DatagramError {
 }
 
 impl DatagramError {
-    const COUNT: usize = 17;
+    const COUNT: usize = 18;
 
     const NAMES: [&str; Self::COUNT] = [
         "too_long",
@@ -88,6 +92,7 @@ impl DatagramError {
         "unknown_nonce",
         "short_request",
         "renewed_too_often",
+        "superseded",
     ];
 
     /// The reason as a metric label or JSON key.
@@ -114,6 +119,7 @@ impl DatagramError {
             Self::UnknownNonce => 14,
             Self::ShortRequest => 15,
             Self::RenewedTooOften => 16,
+            Self::Superseded => 17,
         }
     }
 }

@@ -47,12 +47,15 @@ impl Membership {
         let mut payload = Payload::parse(body)?;
         let src = payload.header.src.clone();
         self.check_sender(now, from, &src)?;
-        let dst = &payload.header.dst;
+        let dst = payload.header.dst.clone();
         if dst.addr != self.identity.addr {
+            if self.is_former_self(&dst) {
+                // It came to our former address, from somebody who does not know of this one.
+                self.announce_restart(now, &src);
+            }
             return Err(DatagramError::WrongRecipient);
         }
-        if *dst != self.identity {
-            let dst = dst.clone();
+        if dst != self.identity {
             self.handle_claim(now, &dst, true);
             if payload.header.message != Message::Announce {
                 // foca would drop it. Who sends to an earlier start of this node must hear of the
@@ -62,6 +65,9 @@ impl Membership {
             }
         }
         self.check_message(now, &payload)?;
+        if dst == self.identity {
+            self.knows_our_address(src.addr);
+        }
         // A suspect that speaks may have refuted; an update may suspect, or pass a refutation on.
         self.suspects_stale |= !payload.updates.is_empty() || self.suspects.contains(&src.addr);
 
@@ -102,7 +108,7 @@ impl Membership {
         if !self.roster.knows(src.addr) && !self.has_room() {
             return Err(DatagramError::MemberLimit);
         }
-        Ok(())
+        self.check_not_superseded(now, src)
     }
 
     /// Refuses to be sent against others, and to be renewed without end.
@@ -155,6 +161,9 @@ impl Membership {
             } else if self.renewals.is_absurd(identity.generation) {
                 self.counters.skipped_updates += 1;
                 continue;
+            } else if self.is_former_self(identity) || self.roster.is_superseded(identity) {
+                // Old news: the node has another address.
+                continue;
             } else if !self.roster.knows(identity.addr) && !room_for.contains(&identity.addr) {
                 self.has_room();
                 if self.roster.room() <= room_for.len() {
@@ -178,6 +187,7 @@ impl Membership {
             let identity = update.id();
             if identity.addr != self.identity.addr && !self.roster.knows(identity.addr) {
                 let left = is_departure(update);
+                self.may_be_former_self(identity);
                 self.roster.remember_gone(identity, left, now);
                 if !left {
                     self.lost_at.get_or_insert(now + super::ASK_LOST_EVERY);

@@ -37,11 +37,14 @@ impl Membership {
         request_len: usize,
     ) -> Result<(), DatagramError> {
         let question = WhoIs::parse(body)?;
-        let known = self.roster.get(question.asker.addr);
+        let asker = &question.asker;
+        let at_address = self.roster.get(asker.addr).map(|known| known.identity.generation);
+        // Its clock may have been set back since it had another address.
+        let elsewhere = self.roster.latest(asker.data_plane).map(|known| known.generation);
         let answer = Answer {
             greeting: Greeting { nonce: question.greeting.nonce, version: self.version },
             responder: Some(self.identity.clone()),
-            known_generation: known.map_or(Generation(0), |known| known.identity.generation),
+            known_generation: at_address.max(elsewhere).unwrap_or_default(),
         };
         self.answer(from, &answer, request_len)
     }

@@ -113,6 +113,14 @@ impl Seeds {
         }
     }
 
+    /// This node has another address: what was its own may be somebody else's.
+    pub(super) fn moved(&mut self, now: Instant) {
+        for seed in self.0.iter_mut().filter(|seed| seed.is_ourselves) {
+            seed.is_ourselves = false;
+            seed.next_at = now;
+        }
+    }
+
     /// A seed does not fit. Returns whether that is news.
     pub(super) fn refused(&mut self, seed: SocketAddr, reason: &str) -> bool {
         let Some(seed) = self.get_mut(seed) else { return false };

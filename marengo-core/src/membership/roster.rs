@@ -8,7 +8,7 @@ use std::{
 
 use super::{event::MembershipEvent, standing::Known};
 use crate::{
-    identity::{Generation, Identity},
+    identity::{DataPlaneId, Generation, Identity},
     members::Standing,
 };
 
@@ -25,6 +25,8 @@ pub(super) enum Presence {
     Active,
     Down,
     Left,
+    /// Its node has another address.
+    Superseded,
 }
 
 #[derive(Clone, Debug)]
@@ -47,12 +49,27 @@ pub(super) struct Roster {
     changed: bool,
     /// The start of a node that is known to leave; makes its next "down" a "left".
     leaving: BTreeMap<SocketAddr, Generation>,
+    /// Where the latest identity of each data plane is. An entry counts only as long as the record
+    /// at that address has that data plane.
+    latest: BTreeMap<DataPlaneId, SocketAddr>,
+    /// Active identities that were superseded, for foca to be told.
+    retired: Vec<Identity>,
+    /// Whether identities are superseded at all.
+    supersede: bool,
 }
 
 impl Roster {
-    pub(super) fn new(limit: usize) -> Self {
-        let (records, leaving) = (BTreeMap::new(), BTreeMap::new());
-        Self { records, limit, active: 0, changed: true, leaving }
+    pub(super) fn new(limit: usize, supersede: bool) -> Self {
+        Self {
+            records: BTreeMap::new(),
+            limit,
+            active: 0,
+            changed: true,
+            leaving: BTreeMap::new(),
+            latest: BTreeMap::new(),
+            retired: Vec::new(),
+            supersede,
+        }
     }
 
     pub(super) fn get(&self, addr: SocketAddr) -> Option<&Record> {
@@ -90,10 +107,30 @@ impl Roster {
                 }
                 Presence::Active => Some(Standing::Alive),
                 Presence::Down => Some(Standing::Lost),
-                Presence::Left => None,
+                Presence::Left | Presence::Superseded => None,
             };
             (&record.identity, standing)
         })
+    }
+
+    /// The latest identity of a data plane, wherever it is.
+    pub(super) fn latest(&self, data_plane: DataPlaneId) -> Option<&Identity> {
+        let record = self.get(*self.latest.get(&data_plane)?)?;
+        (record.identity.data_plane == data_plane).then_some(&record.identity)
+    }
+
+    /// Whether the node of this identity has another address since, as far as is known, and nothing
+    /// speaks for the contrary.
+    pub(super) fn is_superseded(&self, identity: &Identity) -> bool {
+        self.supersede
+            && !self.is_active(identity.addr)
+            && self.latest(identity.data_plane).is_some_and(|latest| {
+                latest.addr != identity.addr && latest.generation > identity.generation
+            })
+    }
+
+    pub(super) fn take_retired(&mut self) -> Vec<Identity> {
+        std::mem::take(&mut self.retired)
     }
 
     /// How many more members fit.
@@ -107,8 +144,10 @@ impl Roster {
 
     /// The records to show at `now`.
     pub(super) fn shown(&self, now: Instant) -> impl Iterator<Item = &Record> {
-        self.records.values().filter(move |record| {
-            record.presence != Presence::Left || now.duration_since(record.since) < SHOW_LEFT
+        self.records.values().filter(move |record| match record.presence {
+            Presence::Active | Presence::Down => true,
+            Presence::Left => now.duration_since(record.since) < SHOW_LEFT,
+            Presence::Superseded => false,
         })
     }
 
@@ -126,32 +165,105 @@ impl Roster {
         self.records.values().filter(|record| record.presence == Presence::Down).count()
     }
 
-    /// foca: an identity is active that was not.
-    pub(super) fn up(&mut self, identity: &Identity, now: Instant) -> Option<MembershipEvent> {
+    /// foca: an identity is active that was not, or an active one has another in its place.
+    pub(super) fn up(&mut self, identity: &Identity, now: Instant) -> Vec<MembershipEvent> {
         self.leaving.remove(&identity.addr);
-        let record = Record { identity: identity.clone(), presence: Presence::Active, since: now };
-        let old = self.records.insert(identity.addr, record);
-        if let Some(Record { identity: old, presence: Presence::Active, .. }) = old {
-            let new = identity.clone();
-            self.changed |= old != new;
-            return (old != new).then_some(MembershipEvent::MemberChanged { old, new });
+        let before = self.records.get(&identity.addr);
+        let before = before.filter(|before| before.presence == Presence::Active);
+        let before = before.map(|before| before.identity.clone());
+        if before.as_ref() == Some(identity) {
+            return Vec::new();
         }
-        self.active += 1;
+        // Who goes on where it was supersedes nobody: if somebody else has its data plane, that
+        // one is no former self of it.
+        let goes_on =
+            before.as_ref().is_some_and(|before| before.data_plane == identity.data_plane);
+        let former = if goes_on { None } else { self.retire_former(identity, now) };
+        self.insert(identity, Presence::Active, now);
+        self.active += usize::from(before.is_none());
+        let new = identity.clone();
+        match (before, former) {
+            (Some(displaced), Some(old)) => vec![
+                MembershipEvent::MemberDown(displaced),
+                MembershipEvent::MemberChanged { old, new },
+            ],
+            (Some(old), None) | (None, Some(old)) => {
+                vec![MembershipEvent::MemberChanged { old, new }]
+            }
+            (None, None) => vec![MembershipEvent::MemberUp(new)],
+        }
+    }
+
+    /// Takes note that a node has another address. Returns what it was, if it was active.
+    fn retire_former(&mut self, new: &Identity, now: Instant) -> Option<Identity> {
+        let former = self.latest(new.data_plane)?;
+        let is_former = former.addr != new.addr && former.generation < new.generation;
+        if !is_former || !self.supersede {
+            return None;
+        }
+        let former = former.addr;
+        let record = self.records.get_mut(&former)?;
+        let presence = std::mem::replace(&mut record.presence, Presence::Superseded);
+        record.since = now;
+        let former = record.identity.clone();
+        (presence == Presence::Active).then(|| {
+            self.active -= 1;
+            self.retired.push(former.clone());
+            former
+        })
+    }
+
+    fn insert(&mut self, identity: &Identity, presence: Presence, now: Instant) {
         self.changed = true;
-        Some(MembershipEvent::MemberUp(identity.clone()))
+        let latest = self.latest(identity.data_plane);
+        if latest.is_none_or(|latest| latest.generation <= identity.generation) {
+            self.latest.insert(identity.data_plane, identity.addr);
+        }
+        let record = Record { identity: identity.clone(), presence, since: now };
+        let old = self.records.insert(identity.addr, record);
+        if let Some(old) = old.filter(|old| old.identity.data_plane != identity.data_plane) {
+            self.forget_latest(&old.identity);
+        }
+    }
+
+    /// An identity is not at its address any more.
+    fn forget_latest(&mut self, identity: &Identity) {
+        if self.latest.get(&identity.data_plane) != Some(&identity.addr) {
+            return;
+        }
+        self.latest.remove(&identity.data_plane);
+        let others = self.records.values().map(|record| &record.identity);
+        let others = others.filter(|other| other.data_plane == identity.data_plane);
+        if let Some(addr) = others.max_by_key(|other| other.generation).map(|other| other.addr) {
+            self.latest.insert(identity.data_plane, addr);
+        }
+    }
+
+    fn remove(&mut self, addr: SocketAddr) -> Option<Identity> {
+        let record = self.records.remove(&addr)?;
+        self.changed = true;
+        self.forget_latest(&record.identity);
+        Some(record.identity)
+    }
+
+    /// Forgets who is not active at an address.
+    pub(super) fn forget_gone(&mut self, addr: SocketAddr) -> Option<Identity> {
+        if self.is_active(addr) { None } else { self.remove(addr) }
     }
 
     /// foca: an active identity went down.
     pub(super) fn down(&mut self, identity: &Identity, now: Instant) -> Option<MembershipEvent> {
         let left = self.leaving.remove(&identity.addr) == Some(identity.generation);
-        let presence = if left { Presence::Left } else { Presence::Down };
-        let record = Record { identity: identity.clone(), presence, since: now };
-        let old = self.records.insert(identity.addr, record)?;
-        if old.presence != Presence::Active {
+        let record = self.records.get(&identity.addr)?;
+        let was_active = record.presence == Presence::Active;
+        if record.presence == Presence::Superseded {
+            return None;
+        }
+        self.insert(identity, if left { Presence::Left } else { Presence::Down }, now);
+        if !was_active {
             return None;
         }
         self.active -= 1;
-        self.changed = true;
         Some(if left {
             MembershipEvent::MemberLeft(identity.clone())
         } else {
@@ -160,25 +272,29 @@ impl Roster {
     }
 
     /// foca: an address has a newer identity; whether it is active is told apart from this.
-    pub(super) fn rename(&mut self, new: &Identity) -> Option<MembershipEvent> {
-        let record = self.records.get_mut(&new.addr)?;
-        let old = std::mem::replace(&mut record.identity, new.clone());
-        self.changed |= old != *new;
-        if record.presence != Presence::Active || old == *new {
-            return None;
+    pub(super) fn rename(&mut self, new: &Identity, now: Instant) -> Vec<MembershipEvent> {
+        match self.records.get(&new.addr).map(|record| record.presence) {
+            Some(Presence::Active) => self.up(new, now),
+            Some(presence) => {
+                self.insert(new, presence, now);
+                Vec::new()
+            }
+            None => Vec::new(),
         }
-        Some(MembershipEvent::MemberChanged { old, new: new.clone() })
     }
 
     /// Remembers a member of whom only its end was heard. No event: it was never up here.
     pub(super) fn remember_gone(&mut self, identity: &Identity, left: bool, now: Instant) {
-        let presence = if left { Presence::Left } else { Presence::Down };
-        self.changed = true;
-        self.records.entry(identity.addr).or_insert_with(|| Record {
-            identity: identity.clone(),
-            presence,
-            since: now,
-        });
+        if !self.knows(identity.addr) {
+            self.insert(identity, if left { Presence::Left } else { Presence::Down }, now);
+        }
+    }
+
+    /// Remembers a former self of a node of which only the present one was known.
+    pub(super) fn remember_superseded(&mut self, identity: &Identity, now: Instant) {
+        if !self.knows(identity.addr) {
+            self.insert(identity, Presence::Superseded, now);
+        }
     }
 
     /// Notes that this start of a node leaves. A member already taken for failed is corrected.
@@ -197,7 +313,7 @@ impl Roster {
                 self.changed = true;
                 Some(MembershipEvent::MemberLeft(identity.clone()))
             }
-            Presence::Down | Presence::Left => None,
+            Presence::Down | Presence::Left | Presence::Superseded => None,
         }
     }
 
@@ -212,8 +328,7 @@ impl Roster {
             record.presence != Presence::Active && now.duration_since(record.since) >= REMEMBER
         })?;
         let addr = old.identity.addr;
-        self.changed = true;
-        self.records.remove(&addr).map(|record| record.identity)
+        self.remove(addr)
     }
 
     /// Takes out the member that is gone for longest, if the table is full.
@@ -223,8 +338,7 @@ impl Roster {
         }
         let gone = self.records.values().filter(|record| record.presence != Presence::Active);
         let addr = gone.min_by_key(|record| record.since)?.identity.addr;
-        self.changed = true;
-        self.records.remove(&addr).map(|record| record.identity)
+        self.remove(addr)
     }
 }
 
@@ -235,16 +349,16 @@ mod tests {
 
     #[test]
     fn a_member_that_is_up_twice_is_reported_once() {
-        let (now, mut roster) = (start(), Roster::new(8));
+        let (now, mut roster) = (start(), Roster::new(8, true));
 
-        assert_eq!(roster.up(&identity(1), now), Some(MembershipEvent::MemberUp(identity(1))));
-        assert_eq!(roster.up(&identity(1), now), None);
+        assert_eq!(roster.up(&identity(1), now), [MembershipEvent::MemberUp(identity(1))]);
+        assert_eq!(roster.up(&identity(1), now), []);
         assert_eq!(roster.active_count(), 1);
     }
 
     #[test]
     fn a_member_that_said_it_leaves_is_left_and_not_down() {
-        let (now, mut roster) = (start(), Roster::new(8));
+        let (now, mut roster) = (start(), Roster::new(8, true));
         roster.up(&identity(1), now);
 
         roster.mark_leaving(&identity(1));
@@ -255,7 +369,7 @@ mod tests {
 
     #[test]
     fn the_departure_of_an_earlier_start_says_nothing_about_this_one() {
-        let (now, mut roster) = (start(), Roster::new(8));
+        let (now, mut roster) = (start(), Roster::new(8, true));
         let restarted = identity(1).with_generation(identity(1).generation.next());
         roster.up(&restarted, now);
 
@@ -269,7 +383,7 @@ mod tests {
 
     #[test]
     fn a_late_goodbye_corrects_a_failure() {
-        let (now, mut roster) = (start(), Roster::new(8));
+        let (now, mut roster) = (start(), Roster::new(8, true));
         roster.up(&identity(1), now);
         roster.down(&identity(1), now);
 
@@ -280,9 +394,62 @@ mod tests {
         assert_eq!(roster.next_down(None), None);
     }
 
+    /// Node 1 at another address.
+    fn renumbered() -> Identity {
+        let (old, new) = (identity(1), identity(9));
+        Identity {
+            name: old.name,
+            data_plane: old.data_plane,
+            generation: old.generation.next(),
+            ..new
+        }
+    }
+
+    #[test]
+    fn a_node_at_another_address_takes_the_place_of_what_it_was() {
+        let (now, mut roster) = (start(), Roster::new(8, true));
+        roster.up(&identity(1), now);
+
+        let events = roster.up(&renumbered(), now);
+
+        let (old, new) = (identity(1), renumbered());
+        assert_eq!(events, [MembershipEvent::MemberChanged { old, new }]);
+        assert_eq!(roster.take_retired(), [identity(1)]);
+        assert_eq!(roster.active().collect::<Vec<_>>(), [&renumbered()]);
+        assert_eq!((roster.active_count(), roster.down(&identity(1), now)), (1, None));
+        assert!(roster.is_superseded(&identity(1)));
+        assert_eq!((roster.next_down(None), roster.shown(now).count()), (None, 1));
+    }
+
+    #[test]
+    fn a_lost_node_that_comes_at_another_address_is_not_lost_any_more() {
+        let (now, mut roster) = (start(), Roster::new(8, true));
+        roster.up(&identity(1), now);
+        roster.down(&identity(1), now);
+
+        assert_eq!(roster.up(&renumbered(), now), [MembershipEvent::MemberUp(renumbered())]);
+
+        assert_eq!((roster.take_retired(), roster.down_count()), (vec![], 0));
+    }
+
+    #[test]
+    fn who_has_the_data_plane_of_another_and_lives_is_no_former_self() {
+        let (now, mut roster) = (start(), Roster::new(8, true));
+        roster.up(&renumbered(), now);
+        let clone = identity(1);
+
+        assert!(roster.is_superseded(&clone));
+        assert_eq!(roster.up(&clone, now), [MembershipEvent::MemberUp(clone.clone())]);
+        assert!(!roster.is_superseded(&clone));
+        let renewed = renumbered().with_generation(renumbered().generation.next());
+        roster.rename(&renewed, now);
+
+        assert_eq!((roster.active_count(), roster.take_retired()), (2, vec![]));
+    }
+
     #[test]
     fn down_members_are_visited_in_turn() {
-        let (now, mut roster) = (start(), Roster::new(8));
+        let (now, mut roster) = (start(), Roster::new(8, true));
         for number in 1..=3 {
             roster.up(&identity(number), now);
             roster.down(&identity(number), now);
@@ -301,7 +468,7 @@ mod tests {
 
     #[test]
     fn a_full_table_forgets_who_is_gone_for_longest_and_nobody_else() {
-        let (now, mut roster) = (start(), Roster::new(2));
+        let (now, mut roster) = (start(), Roster::new(2, true));
         roster.up(&identity(1), now);
         roster.up(&identity(2), now);
         assert_eq!(roster.make_room(), None);
@@ -314,7 +481,7 @@ mod tests {
 
     #[test]
     fn who_is_gone_for_a_day_is_forgotten() {
-        let (now, mut roster) = (start(), Roster::new(2));
+        let (now, mut roster) = (start(), Roster::new(2, true));
         roster.up(&identity(1), now);
         roster.down(&identity(1), now);
 

@@ -10,31 +10,51 @@ use crate::{
 /// A member as the roster knows it, and what gossip thinks of it; no standing if it left.
 pub(super) type Known<'a> = (&'a Identity, Option<Standing>);
 
-/// The members that stand, but for those that left.
+/// Who stands, and who has the data plane of somebody who does.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(super) struct Standings<'a> {
+    /// The members that stand, but for those that left.
+    pub(super) members: Vec<(&'a Identity, Standing)>,
+    /// Live members with the data plane of another live one: this node or one that stands, first.
+    pub(super) clones: Vec<(&'a Identity, &'a Identity)>,
+}
+
+/// Finds out who stands.
 ///
-/// A node that changed its address is known under both for a while. The identity with the higher
-/// generation stands, whatever became of the other; and what has this node's own data plane is an
-/// earlier self of this node.
-pub(super) fn standing<'a>(
-    own: &Identity,
+/// Of those with one data plane, one does: a live one if there is any, and of several the one with
+/// the highest generation. What has this node's own data plane never does.
+pub(super) fn standings<'a>(
+    own: &'a Identity,
     known: impl Iterator<Item = Known<'a>>,
-) -> Vec<(&'a Identity, Standing)> {
+) -> Standings<'a> {
+    let is_live =
+        |(_, standing): &Known<'_>| matches!(standing, Some(Standing::Alive | Standing::Suspect));
+    let rank = |member: &Known<'_>| (is_live(member), member.0.generation, member.0.addr);
     let mut by_data_plane: BTreeMap<DataPlaneId, Known<'_>> = BTreeMap::new();
-    for member in known.filter(|(member, _)| member.data_plane != own.data_plane) {
-        let rank = |(member, _): &Known<'_>| (member.generation, member.addr);
-        by_data_plane
-            .entry(member.0.data_plane)
-            .and_modify(|holder| {
-                if rank(&member) > rank(holder) {
-                    *holder = member;
-                }
-            })
-            .or_insert(member);
+    let mut losers = Vec::new();
+    for member in known {
+        if member.0.data_plane == own.data_plane {
+            losers.extend(is_live(&member).then_some(member.0));
+            continue;
+        }
+        let holder = by_data_plane.entry(member.0.data_plane).or_insert(member);
+        if holder.0.addr == member.0.addr {
+            continue;
+        }
+        let loser =
+            if rank(&member) > rank(holder) { std::mem::replace(holder, member) } else { member };
+        losers.extend(is_live(&loser).then_some(loser.0));
     }
-    by_data_plane
-        .into_values()
-        .filter_map(|(member, standing)| standing.map(|standing| (member, standing)))
-        .collect()
+    let clones = losers.into_iter().map(|loser| {
+        (by_data_plane.get(&loser.data_plane).map_or(own, |(holder, _)| *holder), loser)
+    });
+    Standings {
+        clones: clones.collect(),
+        members: by_data_plane
+            .into_values()
+            .filter_map(|(member, standing)| standing.map(|standing| (member, standing)))
+            .collect(),
+    }
 }
 
 #[cfg(test)]
@@ -58,9 +78,10 @@ mod tests {
                     known.reverse();
                 }
 
-                let found = standing(&identity(1), known.into_iter());
+                let own = identity(1);
+                let found = standings(&own, known.into_iter());
 
-                assert_eq!(found, [(&new, Standing::Alive)]);
+                assert_eq!(found.members, [(&new, Standing::Alive)]);
             }
         }
     }
@@ -71,13 +92,38 @@ mod tests {
 
         let known = [(&old, Some(Standing::Lost)), (&new, None)];
 
-        assert_eq!(standing(&identity(1), known.into_iter()), []);
+        assert_eq!(standings(&identity(1), known.into_iter()).members, []);
     }
 
     #[test]
     fn an_earlier_self_of_this_node_does_not_stand() {
         let (old, new) = (identity(2), renumbered());
 
-        assert_eq!(standing(&new, [(&old, Some(Standing::Lost))].into_iter()), []);
+        let found = standings(&new, [(&old, Some(Standing::Lost))].into_iter());
+
+        assert_eq!(found, Standings::default());
+    }
+
+    #[test]
+    fn of_two_live_ones_with_one_data_plane_the_later_stands_and_the_other_is_a_clone() {
+        let (own, old, new) = (identity(1), identity(2), renumbered());
+        let known = [(&new, Some(Standing::Suspect)), (&old, Some(Standing::Alive))];
+
+        let found = standings(&own, known.into_iter());
+        assert_eq!(found.members, [(&new, Standing::Suspect)]);
+        assert_eq!(found.clones, [(&new, &old)]);
+
+        let found = standings(&new, [(&old, Some(Standing::Alive))].into_iter());
+        assert_eq!((found.members, found.clones), (vec![], vec![(&new, &old)]));
+    }
+
+    #[test]
+    fn a_live_one_stands_before_a_lost_one_whatever_their_generations() {
+        let (own, old, new) = (identity(1), identity(2), renumbered());
+        let known = [(&new, Some(Standing::Lost)), (&old, Some(Standing::Alive))];
+
+        let found = standings(&own, known.into_iter());
+
+        assert_eq!((found.members, found.clones), (vec![(&old, Standing::Alive)], vec![]));
     }
 }

@@ -250,6 +250,12 @@ impl Membership {
                 self.counters.skipped_updates += 1;
                 continue;
             }
+            if self.is_former_self(&identity) || self.roster.is_superseded(&identity) {
+                continue;
+            }
+            if matches!(state, SyncState::Down | SyncState::Left) {
+                self.may_be_former_self(&identity);
+            }
             let is_known = self.roster.knows(identity.addr);
             match state {
                 SyncState::Alive | SyncState::Suspect => {

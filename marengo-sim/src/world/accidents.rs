@@ -1,6 +1,6 @@
 //! What befalls machines and daemons, and what people do with them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use marengo_core::{identity::DataPlaneId, membership::Membership};
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -19,8 +19,9 @@ impl World {
     pub fn start_with(&mut self, index: usize, seeds: Vec<SocketAddr>) {
         let elapsed = u64::try_from(self.elapsed().as_millis()).expect("small");
         let mut rng = StdRng::from_rng(&mut self.rng);
-        let data_plane = DataPlaneId::random(&mut rng);
+        let new = DataPlaneId::random(&mut rng);
         let node = &mut self.nodes[index];
+        let data_plane = node.data_plane.take().unwrap_or(new);
         assert!(node.membership.is_none(), "node {index} runs already");
         let identity = node.identity(elapsed, data_plane);
         let mut membership = Membership::new(self.now, node.config.clone(), identity, rng);
@@ -34,6 +35,28 @@ impl World {
     /// SIGKILL, or the end of the machine: no goodbye.
     pub fn crash(&mut self, index: usize) {
         self.nodes[index].clear();
+    }
+
+    /// SIGKILL of the daemon alone: its next start takes the data plane over.
+    pub fn kill(&mut self, index: usize) {
+        let data_plane = self.membership(index).identity().data_plane;
+        self.crash(index);
+        self.nodes[index].data_plane = Some(data_plane);
+    }
+
+    /// Gives a machine another address in place of the one it has. A daemon that runs follows.
+    pub fn renumber(&mut self, index: usize, ip: IpAddr) {
+        let now = self.now;
+        let node = &mut self.nodes[index];
+        self.at_ip.remove(&node.addr.ip());
+        self.at_ip.insert(ip, index);
+        node.addr.set_ip(ip);
+        node.listen.set_ip(ip);
+        node.vtep = ip;
+        if let Some(membership) = &mut node.membership {
+            membership.change_address(now, node.addr, ip, node.listen).expect("a good address");
+            self.pump(index);
+        }
     }
 
     /// Tells a node to leave. Its machine stays, so that it says its second goodbye.

@@ -8,6 +8,7 @@ mod crash;
 mod join;
 mod leave;
 mod partition;
+mod renumber;
 mod stall;
 
 use std::time::Duration;

@@ -1,0 +1,222 @@
+//! A change of this node's address while it runs, and how the others take it.
+//!
+//! An identity names the data plane. Who hears of one whose data plane it knows at another address,
+//! with a lower generation, puts the new one in place of the old one at once, by itself. Nobody
+//! tells that the old address is down: such news could overtake those of the new one.
+//!
+//! Everybody is told directly, until they answer to the new address.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use foca::{Header, Member, Message, State};
+use tracing::info;
+
+use super::{
+    DatagramError, Membership, Phase, Transmit,
+    codec::{self, Payload},
+    drive::note,
+    envelope::{self, Kind},
+};
+use crate::identity::{Generation, Identity, IdentityError};
+
+/// The first and the last pause between two rounds of telling.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// After so many rounds whoever has not answered is left to gossip.
+const ROUNDS: u32 = 12;
+
+/// From this round on, nodes are asked who they are as well: one of them may hold an earlier owner
+/// of our address for later than us, and its answer says so.
+const ASK_FROM: u32 = 2;
+
+/// Who has heard of this node's new address.
+#[derive(Debug)]
+pub(super) struct Telling {
+    answered: BTreeSet<SocketAddr>,
+    round: u32,
+    pause: Duration,
+    next_at: Instant,
+}
+
+impl Telling {
+    fn new(now: Instant) -> Self {
+        Self { answered: BTreeSet::new(), round: 0, pause: PAUSE.0, next_at: now }
+    }
+
+    pub(super) fn next_deadline(&self) -> Instant {
+        self.next_at
+    }
+}
+
+impl Membership {
+    /// Goes on under other addresses, with the same name and data plane.
+    ///
+    /// Everybody known is told directly. To the others the node was never away: it takes the place
+    /// of what it was. Nothing happens if the addresses are those it has.
+    ///
+    /// # Errors
+    ///
+    /// Addresses that nobody could send to are refused, and nothing changes.
+    pub fn change_address(
+        &mut self,
+        now: Instant,
+        addr: SocketAddr,
+        vtep: IpAddr,
+        listen: SocketAddr,
+    ) -> Result<(), IdentityError> {
+        self.latest = now;
+        let generation = self.later_generation(now);
+        let identity =
+            Identity { addr, vtep, listen, generation, ..self.identity.clone() }.into_checked()?;
+        let is_same = identity.with_generation(self.identity.generation) == self.identity;
+        if is_same || !matches!(self.phase, Phase::Running) {
+            return Ok(());
+        }
+        info!(old = %self.identity, new = %identity, "this node has another address");
+        self.clear_address(now, identity.addr);
+        self.seeds.moved(now);
+        self.telling = Some(Telling::new(now));
+        self.change_identity(now, identity, None);
+        self.tell_address(now);
+        self.settle(now, None);
+        Ok(())
+    }
+
+    /// A generation that is later than any this node had, and, unless a clock was set back, than
+    /// any that another node had at the new address.
+    fn later_generation(&self, now: Instant) -> Generation {
+        let (began, first) = self.began;
+        let elapsed = u64::try_from(now.duration_since(began).as_millis()).unwrap_or(u64::MAX);
+        Generation(first.0.saturating_add(elapsed)).max(self.identity.generation.next())
+    }
+
+    /// Forgets who was at the address that becomes this node's own.
+    fn clear_address(&mut self, now: Instant, addr: SocketAddr) {
+        let Some(record) = self.roster.get(addr) else { return };
+        if self.roster.is_active(addr) {
+            let stranger = record.identity.clone();
+            self.conflicts.seen_at_own_address(&stranger, now);
+            let gone = [Member::down(stranger)];
+            note(self.foca.apply_many(gone.into_iter(), false, &mut self.outbox));
+            self.drain(now, None);
+        }
+        if let Some(forgotten) = self.roster.forget_gone(addr) {
+            self.forget(forgotten);
+        }
+    }
+
+    /// Tells those of the new address who have not answered to it.
+    pub(super) fn tell_address(&mut self, now: Instant) {
+        let Some(telling) = self.telling.as_mut().filter(|telling| telling.next_at <= now) else {
+            return;
+        };
+        let to: Vec<Identity> = self
+            .roster
+            .active()
+            .filter(|member| !telling.answered.contains(&member.addr))
+            .cloned()
+            .collect();
+        telling.round += 1;
+        telling.next_at = now + telling.pause;
+        telling.pause = (telling.pause * 2).min(PAUSE.1);
+        let round = telling.round;
+        if to.is_empty() || round > ROUNDS {
+            self.telling = None;
+            return;
+        }
+        for dst in to {
+            if round >= ASK_FROM {
+                self.ask(now, dst.addr);
+            }
+            self.greet_member(dst);
+        }
+    }
+
+    /// Sends a ping of our own, so that a member hears of this identity and answers to it.
+    fn greet_member(&mut self, dst: Identity) {
+        let to = dst.addr;
+        let header = Header {
+            src: self.identity.clone(),
+            src_incarnation: 0,
+            dst,
+            // foca takes the answer for its own probe's only if it was to come anyway.
+            message: Message::Ping(0),
+        };
+        if let Ok(payload) = (Payload { header, updates: Vec::new() }).emit() {
+            let data = envelope::emit(Kind::Gossip, &self.config.cluster, &payload);
+            self.transmits.push_back(Transmit { to, data });
+        }
+    }
+
+    /// Notes that a member sent to this node's present identity.
+    pub(super) fn knows_our_address(&mut self, addr: SocketAddr) {
+        if let Some(telling) = &mut self.telling {
+            telling.answered.insert(addr);
+        }
+    }
+
+    /// Whether an identity is what this node was before it had another address.
+    pub(super) fn is_former_self(&self, identity: &Identity) -> bool {
+        identity.data_plane == self.identity.data_plane
+            && identity.addr != self.identity.addr
+            && identity.generation < self.identity.generation
+            && !self.roster.is_active(identity.addr)
+    }
+
+    /// Somebody with this node's data plane is down. If it was this node, before its clock was set
+    /// back, the others hold that one for the later: go above it.
+    pub(super) fn may_be_former_self(&mut self, gone: &Identity) {
+        if gone.data_plane == self.identity.data_plane {
+            self.renewals.observe(gone.generation);
+        }
+    }
+
+    /// Refuses a sender that is known to have another address since. foca is told that this
+    /// identity is down, so that it lets a sender that does live know; that one renews itself, and
+    /// is then a second node with one data plane.
+    pub(super) fn check_not_superseded(
+        &mut self,
+        now: Instant,
+        src: &Identity,
+    ) -> Result<(), DatagramError> {
+        let is_old = self.is_former_self(src) || self.roster.is_superseded(src);
+        if !is_old || self.roster.knows(src.addr) {
+            return Ok(());
+        }
+        self.roster.remember_superseded(src, now);
+        let gone = [Member::down(src.clone())];
+        note(self.foca.apply_many(gone.into_iter(), false, &mut self.outbox));
+        self.drain(now, None);
+        Err(DatagramError::Superseded)
+    }
+
+    /// Tells foca of active identities that were superseded. It spreads no word of them.
+    pub(super) fn retire(&mut self, now: Instant) {
+        let retired = self.roster.take_retired();
+        if !retired.is_empty() {
+            let gone = retired.into_iter().map(Member::down);
+            note(self.foca.apply_many(gone, false, &mut self.outbox));
+            self.drain(now, None);
+        }
+    }
+
+    /// Keeps foca from telling others that what this node was is down. They find out by themselves
+    /// that it is another, and in one step.
+    pub(super) fn without_former_selves(&self, payload: Bytes) -> Bytes {
+        if self.identity.generation == self.began.1 {
+            return payload;
+        }
+        let is_former = |update: &Member<Identity>| {
+            let id = update.id();
+            update.state() == State::Down
+                && id.data_plane == self.identity.data_plane
+                && id.generation < self.identity.generation
+        };
+        codec::without_updates(&payload, is_former).map_or(payload, Bytes::from)
+    }
+}
