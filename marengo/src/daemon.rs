@@ -126,6 +126,9 @@ async fn open_data_plane(
         info!(peers = adopted.slots.len(), "took over the data plane of an earlier run");
     }
     let mut converge = Converge::new(kernel, adopted, data_plane, config.converge_interval);
+    if !config.without.has(Control::Backoff) {
+        converge.without_back_off();
+    }
     if let Err(error) = converge.replace_misplaced().await {
         warn!(error = format!("{error:#}"), "could not replace what an earlier run left elsewhere");
     }

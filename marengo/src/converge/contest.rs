@@ -107,6 +107,11 @@ fn is_reported(object: Object) -> bool {
 }
 
 impl Converge {
+    /// Does without waiting in a fight: for a test of what that is good for.
+    pub(crate) fn without_back_off(&mut self) {
+        self.contest.fights = Fights::new(false);
+    }
+
     /// Looks at what the kernel does not report; a round puts right what is wrong.
     pub(super) fn look(&mut self, now: Instant) {
         if now < self.contest.look_at {
