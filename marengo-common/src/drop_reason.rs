@@ -24,11 +24,13 @@ pub enum DropReason {
     CopyFailed = 8,
     /// Either way: the programs found no settings, as before the daemon has written them.
     NoSettings = 9,
+    /// Ingress: sent before its station came to this node, and overtaken by it.
+    Overtaken = 10,
 }
 
 impl DropReason {
     /// Every reason, in the order of the numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoTunnelKey,
         Self::UnknownVtep,
         Self::WrongVni,
@@ -38,10 +40,11 @@ impl DropReason {
         Self::TunnelKeyRefused,
         Self::CopyFailed,
         Self::NoSettings,
+        Self::Overtaken,
     ];
 
     /// The number of slots that the `drops` map needs: the largest reason and the unused zero.
-    pub const SLOTS: u32 = 10;
+    pub const SLOTS: u32 = 11;
 
     /// The label: lower case, words joined by underscores.
     pub const fn label(self) -> &'static str {
@@ -55,6 +58,7 @@ impl DropReason {
             Self::TunnelKeyRefused => "tunnel_key_refused",
             Self::CopyFailed => "copy_failed",
             Self::NoSettings => "no_settings",
+            Self::Overtaken => "overtaken",
         }
     }
 }

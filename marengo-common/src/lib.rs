@@ -8,15 +8,23 @@
 #![no_std]
 #![warn(missing_docs)]
 
+mod ask;
 mod drop_reason;
 mod lookup;
 mod maps;
 mod net;
+mod without;
 
+pub use ask::{
+    ASK_ETHERTYPE, ASK_ID_OFFSET, ASK_KIND_OFFSET, ASK_LEN, ASK_MAC, ASK_MAGIC, ASK_MAGIC_OFFSET,
+    ASK_VERSION, AskKind, question,
+};
 pub use drop_reason::DropReason;
-pub use lookup::{PeerVerdict, judge_mac};
+pub use lookup::{MoveVerdict, PeerVerdict, judge_mac, judge_move};
 pub use maps::{
-    ABI_VERSION, DropCount, FLOOD_CHUNK, FloodChunk, FloodPosition, MAX_MACS, MacEntry, MacKey,
-    MapName, PeerEntry, PeerIndex, PeerState, PeerStats, ProgramName, Settings, VtepEntry, VtepKey,
+    ABI_VERSION, DropCount, FLOOD_CHUNK, FloodChunk, FloodPosition, Heard, MAX_MACS, MOVE_HOLD,
+    MacEntry, MacKey, MapName, PeerEntry, PeerIndex, PeerState, PeerStats, ProgramName, Settings,
+    VtepEntry, VtepKey,
 };
 pub use net::{InvalidVni, MacAddr, Vni, VtepBytes};
+pub use without::{WITHOUT, WITHOUT_GENERATIONS, WITHOUT_MOVES};

@@ -10,10 +10,15 @@ use crate::net::{MacAddr, Vni, VtepBytes, vtep_address, vtep_bytes};
 /// The version of every layout in this file, kept in [`Settings::abi_version`].
 ///
 /// A daemon adopts pinned maps only when they carry its own version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// How many MAC addresses the `macs` map holds before it forgets the least recently used.
-pub const MAX_MACS: u32 = 65_536;
+pub const MAX_MACS: u32 = 131_072;
+
+/// A station's frame that comes this long after the station was found to have left its sender does
+/// not take the station back there: it was under way meanwhile. In units of [`MacEntry::moved_at`]:
+/// about 250 ms.
+pub const MOVE_HOLD: u32 = 15;
 
 /// How many peers one entry of the flood list names.
 pub const FLOOD_CHUNK: usize = 16;
@@ -102,6 +107,8 @@ pub struct PeerEntry {
     pub state: u8,
     /// None defined; zero.
     pub flags: u8,
+    /// The identity of the peer's data plane, as it answers when it is asked; zero: not known.
+    pub data_plane: u64,
 }
 
 impl PeerEntry {
@@ -132,15 +139,56 @@ impl VtepKey {
 pub struct VtepEntry {
     /// Index of the peer's slot.
     pub peer: PeerIndex,
-    /// When the ingress program last accepted a frame from there, in units of 2^26 ns (about 67 ms)
-    /// of the monotonic clock; zero: never. Coarse, so that a busy peer dirties its cache line 15
-    /// times a second and not with each frame.
+    /// A [`Heard`]; written by the ingress program.
     pub heard: u32,
 }
 
-impl VtepEntry {
-    /// The shift between nanoseconds and [`VtepEntry::heard`].
-    pub const HEARD_SHIFT: u32 = 26;
+/// When the ingress program last accepted a frame from an address, and whether the data plane there
+/// is the one that it should be.
+///
+/// The low 31 bits count units of 2^26 ns (about 67 ms) of the monotonic clock, zero being never.
+/// Coarse, so that a busy peer dirties its cache line 15 times a second and not with each frame.
+/// They wrap after 4.5 years of uptime: what was heard then is taken for older than it is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Heard(pub u32);
+
+impl Heard {
+    const SHIFT: u32 = 26;
+    /// The data plane that last answered from there is not the peer's.
+    const STRANGER: u32 = 1 << 31;
+
+    /// The moment `now_ns` of the monotonic clock, in the map's units.
+    pub const fn tick(now_ns: u64) -> u32 {
+        (now_ns >> Self::SHIFT) as u32 & !Self::STRANGER
+    }
+
+    /// After a frame that says nothing of who sent it.
+    #[must_use]
+    pub const fn frame(self, tick: u32) -> Self {
+        Self(tick | self.0 & Self::STRANGER)
+    }
+
+    /// After an answer of the data plane there.
+    #[must_use]
+    pub const fn answer(tick: u32, is_the_peer: bool) -> Self {
+        if is_the_peer { Self(tick) } else { Self(tick | Self::STRANGER) }
+    }
+
+    /// Whether the data plane that last answered is not the peer's: what is heard from there is no
+    /// sign of the peer.
+    pub const fn is_stranger(self) -> bool {
+        self.0 & Self::STRANGER != 0
+    }
+
+    /// How long before `now_ns` that was, in nanoseconds; `None`: never.
+    pub const fn ago_ns(self, now_ns: u64) -> Option<u64> {
+        let tick = self.0 & !Self::STRANGER;
+        if tick == 0 {
+            return None;
+        }
+        let ticks = Self::tick(now_ns).wrapping_sub(tick) & !Self::STRANGER;
+        Some((ticks as u64) << Self::SHIFT)
+    }
 }
 
 /// A station of the overlay: the key of `macs`.
@@ -166,12 +214,25 @@ impl MacKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct MacEntry {
-    /// Index of the slot of the peer behind which the station is.
+    /// Index of the slot of the peer behind which the station is. Zero: it was behind a peer, and
+    /// has sent from this node since.
     pub peer: PeerIndex,
     /// The slot's generation when the station was heard.
     pub generation: u32,
     /// When it was last heard, give or take a second. Nanoseconds of the monotonic clock.
     pub last_seen_ns: u64,
+    /// Index of the slot of the peer that it left, at [`MacEntry::moved_at`]; zero: none.
+    pub moved_from: PeerIndex,
+    /// When it came to where it is, in units of 2^24 ns (about 17 ms) of the monotonic clock; the
+    /// low 32 bits.
+    pub moved_at: u32,
+}
+
+impl MacEntry {
+    /// The moment `now_ns` of the monotonic clock, in the units of [`MacEntry::moved_at`].
+    pub const fn move_tick(now_ns: u64) -> u32 {
+        (now_ns >> 24) as u32
+    }
 }
 
 /// A place in the flood list: the key of `flood`. Positions have no gaps.
@@ -222,6 +283,9 @@ pub struct Settings {
     pub abi_version: u32,
     /// The VXLAN network, host byte order.
     pub vni: u32,
+    /// The identity of this data plane: it is as old as the maps, and the programs tell it to peers
+    /// that ask.
+    pub data_plane: u64,
     /// This node's tunnel address: the outer source of every frame.
     pub vtep: VtepBytes,
     /// Interface index of the VXLAN device.
@@ -232,35 +296,42 @@ pub struct Settings {
     /// Family of every VTEP: 4 or 6.
     pub family: u8,
     /// Always zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 7],
 }
 
 impl Settings {
     /// Lays out the settings of a node.
-    pub fn new(vni: Vni, vtep: IpAddr, vxlan_ifindex: u32, generation: u32) -> Self {
+    pub fn new(
+        vni: Vni,
+        vtep: IpAddr,
+        data_plane: u64,
+        vxlan_ifindex: u32,
+        generation: u32,
+    ) -> Self {
         Self {
             abi_version: ABI_VERSION,
             vni: vni.get(),
+            data_plane,
             vtep: vtep_bytes(vtep),
             vxlan_ifindex,
             generation,
             family: if vtep.is_ipv4() { 4 } else { 6 },
-            pad: [0; 3],
+            pad: [0; 7],
         }
     }
 }
 
 const _: () = {
-    assert!(size_of::<PeerEntry>() == 24 && align_of::<PeerEntry>() == 4);
+    assert!(size_of::<PeerEntry>() == 32 && align_of::<PeerEntry>() == 8);
     assert!(size_of::<VtepKey>() == 16);
     assert!(size_of::<VtepEntry>() == 8);
     assert!(size_of::<MacKey>() == 12);
-    assert!(size_of::<MacEntry>() == 16);
+    assert!(size_of::<MacEntry>() == 24);
     assert!(size_of::<FloodPosition>() == 4);
     assert!(size_of::<FloodChunk>() == 64);
     assert!(size_of::<PeerStats>() == 32);
     assert!(size_of::<DropCount>() == 16);
-    assert!(size_of::<Settings>() == 36);
+    assert!(size_of::<Settings>() == 48);
 };
 
 #[cfg(feature = "user")]
@@ -297,6 +368,23 @@ mod pod {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_heard_is_told_with_its_age_and_whose_it_is() {
+        let second = 1_000_000_000;
+        let tick = Heard::tick(90 * second);
+
+        let heard = Heard::default().frame(tick);
+        assert!(!heard.is_stranger());
+        assert_eq!(Heard::default().ago_ns(second), None);
+        let ago = heard.ago_ns(92 * second).unwrap();
+        assert!((1_900_000_000..2_100_000_000).contains(&ago), "{ago}");
+
+        let stranger = Heard::answer(tick, false);
+        assert!(stranger.is_stranger() && stranger.frame(tick + 1).is_stranger());
+        assert_eq!(stranger.ago_ns(90 * second), Some(0));
+        assert!(!Heard::answer(tick, true).is_stranger());
+    }
 
     #[test]
     fn kernel_names_fit_the_15_characters_that_the_kernel_keeps() {

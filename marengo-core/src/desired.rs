@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use marengo_common::{PeerEntry, PeerState, Settings, VtepKey};
 
 use crate::{
+    identity::DataPlaneId,
     settings::{DataPlane, MIN_MTU},
     slots::Slots,
     state::DesiredState,
@@ -25,6 +26,7 @@ pub fn desired(data_plane: &DataPlane, slots: &Slots, underlay_mtu: Option<u32>)
                 path_mtu: mtu,
                 state: PeerState::Forwarding as u8,
                 flags: 0,
+                data_plane: slot.data_plane.map_or(0, DataPlaneId::get),
             };
             (index, entry)
         })
@@ -32,7 +34,13 @@ pub fn desired(data_plane: &DataPlane, slots: &Slots, underlay_mtu: Option<u32>)
     DesiredState {
         mtu,
         port: data_plane.port,
-        settings: Settings::new(data_plane.vni, data_plane.vtep, 0, slots.generation()),
+        settings: Settings::new(
+            data_plane.vni,
+            data_plane.vtep,
+            data_plane.id.get(),
+            0,
+            slots.generation(),
+        ),
         vteps: peers.iter().map(|(index, entry)| (VtepKey { vtep: entry.vtep }, *index)).collect(),
         peers,
         flood: slots.flood_chunks(),
@@ -79,6 +87,7 @@ mod tests {
             vtep: vtep.parse().unwrap(),
             mtu,
             max_peers: 16,
+            id: DataPlaneId::new(1).unwrap(),
         }
     }
 }

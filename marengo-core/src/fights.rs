@@ -448,7 +448,7 @@ mod tests {
     fn device() -> Vec<Op> {
         vec![
             Op::CreateDevice { port: 4789, mtu: 1450 },
-            Op::WriteSettings(Settings::new(Vni::new(1).unwrap(), [192, 0, 2, 1].into(), 0, 1)),
+            Op::WriteSettings(Settings::new(Vni::new(1).unwrap(), [192, 0, 2, 1].into(), 1, 0, 1)),
             Op::Attach(Hook::DeviceIngress),
             Op::Attach(Hook::DeviceEgress),
             Op::SetUp(Link::Device),

@@ -10,6 +10,7 @@
 //! - [`slots`]: which place in the data plane stands for which peer.
 //! - [`desired`], [`state`], [`plan`], [`op`]: what should be in the kernel, what is, and the way
 //!   from one to the other.
+//! - [`witness`]: whom of those that gossip lost the data plane still hears.
 //! - [`converge`]: when to go that way.
 //! - [`fights`]: what another hand keeps undoing.
 //! - [`control`]: what a test may take away from all this.
@@ -31,3 +32,4 @@ pub mod plan;
 pub mod settings;
 pub mod slots;
 pub mod state;
+pub mod witness;

@@ -1,8 +1,13 @@
 //! Who is there, as the operator and the data plane see it.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+};
 
-use crate::identity::Identity;
+use crate::identity::{DataPlaneId, Identity};
 
 /// How a member is seen by this node.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -94,29 +99,48 @@ impl From<Identity> for Peer {
 /// This node is not among them, nor is who left or was superseded. As the membership makes it, no
 /// two entries have one data plane, and no two have one VTEP.
 ///
+/// The table also tells which data planes left: of those, unlike of ones that nobody speaks of, it
+/// is known that they are gone.
+///
 /// A clone shares the table. One entry a peer.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct PeerTable(Arc<BTreeMap<SocketAddr, Peer>>);
+pub struct PeerTable {
+    peers: Arc<BTreeMap<SocketAddr, Peer>>,
+    left: Arc<BTreeSet<DataPlaneId>>,
+}
 
 impl PeerTable {
     /// How many peers there are, the lost ones included.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.peers.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.peers.is_empty()
     }
 
     /// The peer at a gossip address.
     pub fn get(&self, addr: SocketAddr) -> Option<&Peer> {
-        self.0.get(&addr)
+        self.peers.get(&addr)
     }
 
     /// The peers in the order of their gossip addresses.
     pub fn iter(&self) -> impl Iterator<Item = &Peer> {
-        self.0.values()
+        self.peers.values()
+    }
+
+    /// The same peers, and the data planes among `left` that are none of theirs.
+    #[must_use]
+    pub fn with_left(self, left: impl Iterator<Item = DataPlaneId>) -> Self {
+        let here: BTreeSet<_> = self.iter().map(|peer| peer.identity.data_plane).collect();
+        let left = left.filter(|data_plane| !here.contains(data_plane)).collect();
+        Self { left: Arc::new(left), ..self }
+    }
+
+    /// Whether the node of a data plane said that it leaves.
+    pub fn has_left(&self, data_plane: DataPlaneId) -> bool {
+        self.left.contains(&data_plane)
     }
 
     /// The peers that are not lost, in the order of their gossip addresses.
@@ -127,7 +151,8 @@ impl PeerTable {
 
 impl FromIterator<Peer> for PeerTable {
     fn from_iter<I: IntoIterator<Item = Peer>>(peers: I) -> Self {
-        Self(Arc::new(peers.into_iter().map(|peer| (peer.identity.addr, peer)).collect()))
+        let peers = peers.into_iter().map(|peer| (peer.identity.addr, peer)).collect();
+        Self { peers: Arc::new(peers), left: Arc::default() }
     }
 }
 

@@ -4,6 +4,8 @@ use std::{fmt, net::IpAddr};
 
 use marengo_common::Vni;
 
+use crate::identity::DataPlaneId;
+
 /// Bytes that VXLAN adds over IPv4: inner Ethernet 14, IPv4 20, UDP 8, VXLAN 8.
 pub const OVERHEAD_V4: u16 = 50;
 /// Bytes that VXLAN adds over IPv6: inner Ethernet 14, IPv6 40, UDP 8, VXLAN 8.
@@ -78,6 +80,8 @@ pub struct DataPlane {
     pub mtu: Option<u16>,
     /// The most peers that are programmed.
     pub max_peers: u32,
+    /// Which data plane this is: as old as its maps.
+    pub id: DataPlaneId,
 }
 
 impl DataPlane {

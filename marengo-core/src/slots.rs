@@ -1,8 +1,9 @@
 //! Which slot of the data plane stands for which peer.
 //!
-//! One slot a peer. A slot keeps its index and generation for as long as its peer stays, whatever
-//! becomes of the peer's address; a slot that is given to another peer gets a generation that no
-//! slot had before, so that what was learnt of the former holder is void.
+//! One slot a data plane. A slot keeps its index and generation for as long as its peer's data plane
+//! stays, whatever becomes of the peer's name and address; a slot that is given to another data
+//! plane gets a generation that no slot had before, so that what was learnt of the former holder is
+//! void. A host that was restarted is another data plane: its stations are not where they were.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,15 +12,14 @@ use std::{
 
 use marengo_common::{FLOOD_CHUNK, FloodChunk, PeerIndex};
 
-use crate::{
-    identity::{Identity, NodeName},
-    members::{Peer, PeerTable},
-};
+use crate::identity::{DataPlaneId, Identity, NodeName};
 
 /// A peer's place in the data plane.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Slot {
-    /// Whose it is; `None` for one found in the kernel whose peer has not been heard of yet.
+    /// Whose it is; `None` for one found in the kernel that does not say.
+    pub data_plane: Option<DataPlaneId>,
+    /// Its name; `None` for one found in the kernel whose peer has not been heard of yet.
     pub name: Option<NodeName>,
     /// Where frames for it go.
     pub vtep: IpAddr,
@@ -47,61 +47,54 @@ impl Slots {
     }
 
     /// Takes over what an earlier run left in the kernel: slots, and the highest generation given
-    /// out. The slots are nobody's until [`Slots::assign`] sees a peer at their address.
-    pub fn adopt(
-        &mut self,
-        slots: impl IntoIterator<Item = (PeerIndex, IpAddr, u32)>,
-        generation: u32,
-    ) {
+    /// out. They have no names until [`Slots::assign`] sees their peers.
+    pub fn adopt(&mut self, slots: impl IntoIterator<Item = (PeerIndex, Slot)>, generation: u32) {
         self.generation = self.generation.max(generation);
-        for (index, vtep, generation) in slots {
-            self.generation = self.generation.max(generation);
+        for (index, slot) in slots {
+            self.generation = self.generation.max(slot.generation);
             if index != 0 && self.by_index.len() < self.max_peers {
-                self.by_index.insert(index, Slot { name: None, vtep, generation });
+                self.by_index.insert(index, slot);
                 self.flood.push(index);
             }
         }
     }
 
-    /// Makes the slots those of `peers`. With `keep_adopted`, slots that are nobody's yet stay.
+    /// Makes the slots those of `peers`, and leaves the slots in `keep` as they are, but for one
+    /// whose address a peer has by now.
     ///
-    /// A peer keeps its slot as long as its name stays in the table, and takes it along to another
-    /// address. An adopted slot goes to the peer at its address. Takes O(n log n).
-    pub fn assign(&mut self, peers: &PeerTable, keep_adopted: bool) {
-        let by_address: BTreeMap<(IpAddr, Option<NodeName>), PeerIndex> =
-            self.by_index.iter().map(|(index, slot)| ((slot.vtep, slot.name), *index)).collect();
-        let by_name: BTreeSet<(NodeName, PeerIndex)> =
-            self.by_index.iter().filter_map(|(index, slot)| Some((slot.name?, *index))).collect();
-
+    /// A peer keeps its slot as long as its data plane is among `peers`, and takes it along to
+    /// another address. A slot that does not say whose it is goes to the peer at its address. Takes
+    /// O(n log n).
+    pub fn assign<'a>(
+        &mut self,
+        peers: impl IntoIterator<Item = &'a Identity>,
+        keep: &BTreeSet<PeerIndex>,
+    ) {
+        let mut by_data_plane = BTreeMap::new();
+        let mut by_address = BTreeMap::new();
+        for (index, slot) in &self.by_index {
+            match slot.data_plane {
+                Some(data_plane) => by_data_plane.insert(data_plane, *index),
+                None => by_address.insert(slot.vtep, *index),
+            };
+        }
         let mut taken = BTreeSet::new();
-        let mut moved = Vec::new();
-        for Peer { identity: peer, .. } in peers.iter() {
-            let found = by_address
-                .get(&(peer.vtep, Some(peer.name)))
-                .or_else(|| by_address.get(&(peer.vtep, None)));
+        let mut addresses = BTreeSet::new();
+        let mut new = Vec::new();
+        for peer in peers {
+            addresses.insert(peer.vtep);
+            let found = by_data_plane.get(&peer.data_plane).or_else(|| by_address.get(&peer.vtep));
             match found {
                 Some(index) if taken.insert(*index) => self.place(*index, peer),
-                _ => moved.push(peer),
-            }
-        }
-        let mut new = Vec::new();
-        for peer in moved {
-            let found = by_name
-                .range((peer.name, 0)..=(peer.name, PeerIndex::MAX))
-                .find(|(_, index)| !taken.contains(index));
-            match found {
-                Some((_, index)) => {
-                    taken.insert(*index);
-                    self.place(*index, peer);
-                }
-                None => new.push(peer),
+                _ => new.push(peer),
             }
         }
         let gone: BTreeSet<PeerIndex> = self
             .by_index
             .iter()
             .filter(|(index, slot)| {
-                !(taken.contains(*index) || keep_adopted && slot.name.is_none())
+                let kept = keep.contains(*index) && !addresses.contains(&slot.vtep);
+                !(taken.contains(*index) || kept)
             })
             .map(|(index, _)| *index)
             .collect();
@@ -123,6 +116,11 @@ impl Slots {
     /// The slots by index.
     pub fn iter(&self) -> impl Iterator<Item = (PeerIndex, &Slot)> {
         self.by_index.iter().map(|(index, slot)| (*index, slot))
+    }
+
+    /// The slot of an index.
+    pub fn get(&self, index: PeerIndex) -> Option<&Slot> {
+        self.by_index.get(&index)
     }
 
     /// The highest generation that was ever given out.
@@ -149,6 +147,7 @@ impl Slots {
 
     fn place(&mut self, index: PeerIndex, peer: &Identity) {
         if let Some(slot) = self.by_index.get_mut(&index) {
+            slot.data_plane = Some(peer.data_plane);
             slot.name = Some(peer.name);
             slot.vtep = peer.vtep;
         }
@@ -163,7 +162,13 @@ impl Slots {
         // taken for a later one's only if it were still in the LRU table.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let generation = self.generation;
-        self.by_index.insert(index, Slot { name: Some(peer.name), vtep: peer.vtep, generation });
+        let slot = Slot {
+            data_plane: Some(peer.data_plane),
+            name: Some(peer.name),
+            vtep: peer.vtep,
+            generation,
+        };
+        self.by_index.insert(index, slot);
         self.flood.push(index);
     }
 
@@ -178,17 +183,17 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{DataPlaneId, Generation};
+    use crate::identity::Generation;
 
     #[test]
     fn a_freed_slot_comes_back_with_a_generation_that_nobody_had() {
         let mut slots = Slots::new(8);
-        slots.assign(&table(&[("a", 1), ("b", 2)]), false);
+        assign(&mut slots, &[("a", 1, 1), ("b", 2, 2)]);
         let first = slot_of(&slots, "b");
 
-        slots.assign(&table(&[("a", 1), ("d", 4)]), false);
+        assign(&mut slots, &[("a", 1, 1), ("d", 4, 4)]);
         assert_ne!(slot_of(&slots, "d").0, first.0, "not in the round that freed it");
-        slots.assign(&table(&[("a", 1), ("c", 3), ("d", 4)]), false);
+        assign(&mut slots, &[("a", 1, 1), ("c", 3, 3), ("d", 4, 4)]);
 
         let second = slot_of(&slots, "c");
         assert_eq!(first.0, second.0, "the index is used again");
@@ -196,60 +201,82 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_takes_its_slot_along_to_another_address() {
+    fn a_data_plane_takes_its_slot_along_to_another_address_and_name() {
         let mut slots = Slots::new(8);
-        slots.assign(&table(&[("a", 1), ("b", 2)]), false);
+        assign(&mut slots, &[("a", 1, 1), ("b", 2, 2)]);
         let before = slot_of(&slots, "b");
 
-        slots.assign(&table(&[("a", 1), ("b", 9)]), false);
-
+        assign(&mut slots, &[("a", 1, 1), ("b", 9, 2)]);
         assert_eq!(slot_of(&slots, "b"), before);
+
+        assign(&mut slots, &[("a", 1, 1), ("renamed", 9, 2)]);
+        assert_eq!(slot_of(&slots, "renamed"), before);
     }
 
     #[test]
-    fn another_node_at_a_dead_ones_address_gets_another_generation() {
+    fn two_that_exchange_their_addresses_keep_their_slots() {
         let mut slots = Slots::new(8);
-        slots.assign(&table(&[("a", 1)]), false);
+        assign(&mut slots, &[("a", 1, 1), ("b", 2, 2)]);
+        let before = (slot_of(&slots, "a"), slot_of(&slots, "b"));
+
+        assign(&mut slots, &[("a", 2, 1), ("b", 1, 2)]);
+
+        assert_eq!((slot_of(&slots, "a"), slot_of(&slots, "b")), before);
+    }
+
+    #[test]
+    fn another_data_plane_at_the_same_address_under_the_same_name_has_another_generation() {
+        let mut slots = Slots::new(8);
+        assign(&mut slots, &[("a", 1, 1)]);
         let before = slot_of(&slots, "a");
 
-        slots.assign(&table(&[("b", 1)]), false);
+        assign(&mut slots, &[("a", 1, 7)]);
 
-        assert_ne!(slot_of(&slots, "b").1, before.1);
+        assert_ne!(slot_of(&slots, "a").0, before.0);
+        assert!(slot_of(&slots, "a").1 > before.1);
     }
 
     #[test]
-    fn an_adopted_slot_waits_for_the_peer_at_its_address() {
+    fn an_adopted_slot_goes_to_its_own_data_plane_alone() {
         let mut slots = Slots::new(8);
-        slots.adopt([(3, vtep(1), 40), (4, vtep(2), 41)], 50);
+        slots.adopt([(3, adopted(1, Some(11), 40)), (4, adopted(2, Some(12), 41))], 50);
 
-        slots.assign(&table(&[("a", 1)]), true);
+        slots.assign(&table(&[("a", 1, 11)]), &BTreeSet::from([4]));
+        assert_eq!(slot_of(&slots, "a"), (3, 40));
+        assert_eq!(slots.iter().count(), 2, "the other one is kept");
+
+        slots.assign(&table(&[("a", 1, 11), ("new", 2, 99)]), &BTreeSet::from([4]));
+        assert_eq!(slots.iter().count(), 2, "its address belongs to somebody else by now");
+        assert_eq!(slot_of(&slots, "new").1, 51);
+    }
+
+    #[test]
+    fn an_adopted_slot_that_does_not_say_whose_it_is_goes_to_the_peer_at_its_address() {
+        let mut slots = Slots::new(8);
+        slots.adopt([(3, adopted(1, None, 40))], 40);
+
+        assign(&mut slots, &[("a", 1, 11)]);
 
         assert_eq!(slot_of(&slots, "a"), (3, 40));
-        assert_eq!(slots.iter().count(), 2, "nobody has answered for the other one yet");
-
-        slots.assign(&table(&[("a", 1), ("c", 7)]), false);
-
-        assert_eq!(slots.iter().count(), 2);
-        assert_eq!(slot_of(&slots, "c").1, 51);
+        assert_eq!(slots.get(3).unwrap().data_plane, DataPlaneId::new(11));
     }
 
     #[test]
-    fn two_nodes_with_one_name_have_a_slot_each() {
+    fn a_slot_that_is_kept_stays_as_it_is() {
         let mut slots = Slots::new(8);
+        assign(&mut slots, &[("a", 1, 1), ("b", 2, 2)]);
+        let before = slot_of(&slots, "b");
 
-        slots.assign(&table(&[("a", 1), ("a", 2)]), false);
-        let first: Vec<_> = slots.iter().map(|(index, slot)| (index, slot.clone())).collect();
-        slots.assign(&table(&[("a", 1), ("a", 2)]), false);
+        slots.assign(&table(&[("a", 1, 1)]), &BTreeSet::from([before.0]));
 
-        assert_eq!(first.len(), 2);
-        assert_eq!(first, slots.iter().map(|(i, s)| (i, s.clone())).collect::<Vec<_>>());
+        assert_eq!(slot_of(&slots, "b"), before);
     }
 
     #[test]
     fn peers_beyond_the_limit_are_named() {
         let mut slots = Slots::new(1);
 
-        slots.assign(&table(&[("a", 1), ("b", 2)]), false);
+        assign(&mut slots, &[("a", 1, 1), ("b", 2, 2)]);
 
         assert_eq!(slots.without_slot(), [NodeName::new("b").unwrap()]);
     }
@@ -258,16 +285,21 @@ mod tests {
     fn the_flood_list_has_no_gaps() {
         let mut slots = Slots::new(64);
         let all: Vec<(String, u8)> = (1..=40).map(|n| (format!("n{n}"), n)).collect();
-        let all: Vec<(&str, u8)> = all.iter().map(|(name, n)| (name.as_str(), *n)).collect();
-        slots.assign(&table(&all), false);
+        let all: Vec<(&str, u8, u64)> =
+            all.iter().map(|(name, n)| (name.as_str(), *n, u64::from(*n))).collect();
+        assign(&mut slots, &all);
         assert_eq!(slots.flood_chunks().len(), 3);
 
-        slots.assign(&table(&all[..20]), false);
+        assign(&mut slots, &all[..20]);
 
         let chunks = slots.flood_chunks();
         let listed: Vec<_> = chunks.values().flat_map(|chunk| chunk.peers).collect();
         assert_eq!(listed.iter().position(|peer| *peer == 0), Some(20));
         assert_eq!(listed.iter().filter(|peer| **peer != 0).count(), 20);
+    }
+
+    fn assign(slots: &mut Slots, peers: &[(&str, u8, u64)]) {
+        slots.assign(&table(peers), &BTreeSet::new());
     }
 
     fn slot_of(slots: &Slots, name: &str) -> (PeerIndex, u32) {
@@ -276,18 +308,23 @@ mod tests {
         (index, slot.generation)
     }
 
+    fn adopted(n: u8, data_plane: Option<u64>, generation: u32) -> Slot {
+        let data_plane = data_plane.and_then(DataPlaneId::new);
+        Slot { data_plane, name: None, vtep: vtep(n), generation }
+    }
+
     fn vtep(n: u8) -> IpAddr {
         IpAddr::from([192, 0, 2, n])
     }
 
-    fn table(peers: &[(&str, u8)]) -> PeerTable {
+    fn table(peers: &[(&str, u8, u64)]) -> Vec<Identity> {
         peers
             .iter()
-            .map(|(name, n)| {
+            .map(|(name, n, data_plane)| {
                 let addr = (vtep(*n), 7946).into();
                 let name = NodeName::new(name).unwrap();
+                let data_plane = DataPlaneId::new(*data_plane).unwrap();
                 let listen = (vtep(*n), 8080).into();
-                let data_plane = DataPlaneId::new(u64::from(*n)).unwrap();
                 Identity::new(name, addr, vtep(*n), listen, Generation(1), data_plane).unwrap()
             })
             .collect()

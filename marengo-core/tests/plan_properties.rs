@@ -10,7 +10,6 @@ use marengo_common::{FLOOD_CHUNK, FloodChunk, PeerEntry, Settings, Vni, VtepKey}
 use marengo_core::{
     desired::desired,
     identity::{DataPlaneId, Generation, Identity, NodeName},
-    members::PeerTable,
     op::{Hook, Link, Op},
     plan::{plan, plan_teardown},
     settings::{DataPlane, IfName},
@@ -133,12 +132,12 @@ proptest! {
     ) {
         let mut slots = Slots::new(64);
         let mut kernel = FakeKernel::new(ObservedState::default());
-        slots.assign(&table(&before), false);
+        slots.assign(&table(&before), &BTreeSet::new());
         for op in plan(&desired(&data_plane(), &slots, Some(1500)), &kernel.state).ops {
             prop_assert_eq!(kernel.apply(&op), Ok(()));
         }
 
-        slots.assign(&table(&after), false);
+        slots.assign(&table(&after), &BTreeSet::new());
         let ops = plan(&desired(&data_plane(), &slots, Some(1500)), &kernel.state).ops;
 
         prop_assert!(ops.iter().all(Op::is_map_write), "{ops:?}");
@@ -159,7 +158,7 @@ proptest! {
         let mut slots = Slots::new(64);
         let mut stamps: BTreeMap<(u32, u32), NodeName> = BTreeMap::new();
         for peers in rounds {
-            slots.assign(&table(&peers), false);
+            slots.assign(&table(&peers), &BTreeSet::new());
             for (index, slot) in slots.iter() {
                 let name = slot.name.unwrap();
                 let holder = *stamps.entry((index, slot.generation)).or_insert(name);
@@ -172,7 +171,7 @@ proptest! {
 #[test]
 fn the_first_plan_reads_like_a_shell_session() {
     let mut slots = Slots::new(64);
-    slots.assign(&table(&BTreeSet::from([2, 3])), false);
+    slots.assign(&table(&BTreeSet::from([2, 3])), &BTreeSet::new());
 
     let plan = plan(&desired(&data_plane(), &slots, Some(1500)), &ObservedState::default());
 
@@ -226,6 +225,7 @@ fn data_plane() -> DataPlane {
         vtep: address(1),
         mtu: None,
         max_peers: 64,
+        id: DataPlaneId::new(1).unwrap(),
     }
 }
 
@@ -233,7 +233,7 @@ fn address(n: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, n))
 }
 
-fn table(peers: &BTreeSet<u8>) -> PeerTable {
+fn table(peers: &BTreeSet<u8>) -> Vec<Identity> {
     peers
         .iter()
         .map(|n| {
@@ -258,8 +258,8 @@ fn desired_state() -> impl Strategy<Value = DesiredState> {
     (peers(), peers(), 1400_u32..9000, prop_oneof![Just(4789_u16), Just(8472)]).prop_map(
         |(before, now, underlay, port)| {
             let mut slots = Slots::new(64);
-            slots.assign(&table(&before), false);
-            slots.assign(&table(&now), false);
+            slots.assign(&table(&before), &BTreeSet::new());
+            slots.assign(&table(&now), &BTreeSet::new());
             let data_plane = DataPlane { port, ..data_plane() };
             desired(&data_plane, &slots, Some(underlay))
         },
@@ -313,7 +313,7 @@ fn observed_state() -> impl Strategy<Value = ObservedState> {
                 .collect();
             let vni = Vni::new(1024).unwrap();
             let settings =
-                generation.map(|generation| Settings::new(vni, address(1), 8, generation));
+                generation.map(|generation| Settings::new(vni, address(1), 1, 8, generation));
             ObservedState {
                 bridge,
                 device,
@@ -354,6 +354,7 @@ fn peer_entry() -> impl Strategy<Value = PeerEntry> {
         path_mtu: 1450,
         state,
         flags: 0,
+        data_plane: u64::from(n),
     })
 }
 

@@ -1,13 +1,9 @@
 //! The way out: find the peer behind the destination and set the tunnel key.
 
-use aya_ebpf::programs::TcContext;
-use marengo_common::{DropReason, MacKey, PeerVerdict, Settings, judge_mac};
+use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::TcContext};
+use marengo_common::{DropReason, Settings};
 
-use crate::{
-    count, flood, frame,
-    maps::{self, MACS, PEERS},
-    tunnel_key,
-};
+use crate::{count, flood, frame, macs, maps, tunnel_key};
 
 /// Runs at two hooks. On the bridge's own egress a frame without a known peer goes on without a key:
 /// the bridge may know a local port for it. On the VXLAN device it is the last chance: there it is
@@ -23,16 +19,14 @@ pub(crate) fn try_egress(ctx: &TcContext) -> Result<(), DropReason> {
         return Ok(());
     }
 
-    let destination = frame::addresses(ctx)?.destination;
-    if !destination.is_group()
-        // SAFETY: values of the map are only ever replaced as a whole.
-        && let Some(mac) = unsafe { MACS.get(&MacKey::new(settings.vni, destination)) }
-        // SAFETY: as above.
-        && let Some(peer) = unsafe { PEERS.get(&mac.peer) }
-        && judge_mac(mac, peer) == PeerVerdict::Send
+    let header = frame::header(ctx)?;
+    // SAFETY: the helper takes no argument.
+    macs::is_here(settings, header.source, || unsafe { bpf_ktime_get_ns() });
+    if !header.destination.is_group()
+        && let Some((index, peer)) = macs::peer_of(settings, header.destination)
     {
         tunnel_key::set(ctx, settings, &peer.vtep).map_err(|()| DropReason::TunnelKeyRefused)?;
-        count::sent(mac.peer, ctx.len());
+        count::sent(index, ctx.len());
         return Ok(());
     }
 

@@ -1,26 +1,21 @@
 //! The way in: who sent this, may it come in, and which station is behind that peer?
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::TcContext};
-use marengo_common::{
-    DropReason, MacAddr, MacEntry, MacKey, PeerIndex, PeerState, Settings, VtepEntry, VtepKey,
-};
+use aya_ebpf::{bindings::TC_ACT_UNSPEC, helpers::bpf_ktime_get_ns, programs::TcContext};
+use marengo_common::{ASK_ETHERTYPE, DropReason, Heard, PeerState, VtepEntry, VtepKey};
 
 use crate::{
-    count, frame,
-    maps::{self, MACS, PEERS, VTEPS},
+    ask, count, frame, macs,
+    maps::{self, PEERS, VTEPS},
     tunnel_key,
 };
 
-/// A MAC entry's time is renewed at most this often, so that a busy station does not dirty its
-/// cache line with each frame.
-const RENEW_AFTER_NS: u64 = 1_000_000_000;
-
-/// Lets a frame in if it comes from a member and belongs to our network.
+/// Lets a frame in if it comes from a member and belongs to our network. Returns what the kernel is
+/// to do with it.
 ///
 /// A collect-metadata device takes every VNI from every sender (`vxlan_vs_find_vni`): this program
 /// is the lock on that door.
 #[inline(always)]
-pub(crate) fn try_ingress(ctx: &TcContext) -> Result<(), DropReason> {
+pub(crate) fn try_ingress(ctx: &TcContext) -> Result<i32, DropReason> {
     let settings = maps::settings()?;
     let key = tunnel_key::get(ctx, settings).ok_or(DropReason::NoTunnelKey)?;
     if key.vni != settings.vni {
@@ -34,37 +29,24 @@ pub(crate) fn try_ingress(ctx: &TcContext) -> Result<(), DropReason> {
     if peer.state != PeerState::Forwarding as u8 {
         return Err(DropReason::UnknownVtep);
     }
-    let source = frame::addresses(ctx)?.source;
-    if source.is_group() || source.is_zero() {
+    let header = frame::header(ctx)?;
+    if header.source.is_group() || header.source.is_zero() {
         return Err(DropReason::BadSourceMac);
     }
 
     // SAFETY: the helper takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
-    let heard = (now >> VtepEntry::HEARD_SHIFT) as u32;
-    if vtep.heard != heard {
-        vtep.heard = heard;
+    let tick = Heard::tick(now);
+    if header.ethertype == ASK_ETHERTYPE
+        && let Some(asked) = ask::read(ctx)
+    {
+        return ask::handle(ctx, settings, asked, &key.source, peer, vtep, tick);
     }
-    learn(settings, source, vtep.peer, peer.generation, now);
+    let heard = Heard(vtep.heard).frame(tick);
+    if vtep.heard != heard.0 {
+        vtep.heard = heard.0;
+    }
+    macs::learn(settings, header.source, vtep.peer, peer.generation, now)?;
     count::received(vtep.peer, ctx.len());
-    Ok(())
-}
-
-/// Remembers that a station is behind a peer.
-#[inline(always)]
-fn learn(settings: &Settings, mac: MacAddr, peer: PeerIndex, generation: u32, now: u64) {
-    let key = MacKey::new(settings.vni, mac);
-    if let Some(known) = MACS.get_ptr_mut(&key) {
-        // SAFETY: the verifier has seen the null check.
-        let known: &mut MacEntry = unsafe { &mut *known };
-        if known.peer == peer && known.generation == generation {
-            if now.wrapping_sub(known.last_seen_ns) > RENEW_AFTER_NS {
-                known.last_seen_ns = now;
-            }
-            return;
-        }
-    }
-    // A station that moved replaces its whole entry: an index beside another's generation is never
-    // seen. If there is no memory for it, its frames are flooded, as before it was learnt.
-    let _learnt = MACS.insert(&key, &MacEntry { peer, generation, last_seen_ns: now }, 0);
+    Ok(TC_ACT_UNSPEC)
 }

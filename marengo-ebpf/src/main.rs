@@ -4,13 +4,16 @@
 #![no_main]
 #![expect(unreachable_pub, reason = "programs are found by their symbol")]
 
+mod ask;
 mod count;
 mod egress;
 mod flood;
 mod frame;
 mod ingress;
+mod macs;
 mod maps;
 mod tunnel_key;
+mod without;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -24,7 +27,7 @@ use marengo_common::DropReason;
 /// frames, and every frame for more than one peer).
 #[classifier]
 pub fn marengo_egress(ctx: TcContext) -> i32 {
-    verdict(&ctx, egress::try_egress(&ctx))
+    verdict(&ctx, egress::try_egress(&ctx).map(|()| TC_ACT_UNSPEC))
 }
 
 /// At TC ingress of the VXLAN device.
@@ -33,11 +36,12 @@ pub fn marengo_ingress(ctx: TcContext) -> i32 {
     verdict(&ctx, ingress::try_ingress(&ctx))
 }
 
-/// A frame that is not dropped goes on to whatever program is attached behind this one.
+/// A frame that is not dropped goes on to whatever program is attached behind this one
+/// (`TC_ACT_UNSPEC`), or where the program sent it.
 #[inline(always)]
-fn verdict(ctx: &TcContext, result: Result<(), DropReason>) -> i32 {
+fn verdict(ctx: &TcContext, result: Result<i32, DropReason>) -> i32 {
     match result {
-        Ok(()) => TC_ACT_UNSPEC,
+        Ok(action) => action,
         Err(reason) => {
             count::dropped(reason, ctx.len());
             debug!(ctx, "frame of {} bytes dropped: {}", ctx.len(), reason.label());

@@ -35,8 +35,13 @@ pub struct PeerView {
     pub vtep: IpAddr,
     /// The stamp that makes a MAC entry valid.
     pub generation: u32,
-    /// `forwarding`, or `adopted` for a slot of an earlier run.
+    /// `forwarding`; `held`: gossip lost it, but its data plane answers, and it is forwarded to as
+    /// before; or `adopted` for a slot of an earlier run that gossip has not told of yet.
     pub state: String,
+    /// Why it is held, as a sentence; `null`: it is not.
+    pub held: Option<String>,
+    /// The identity of its data plane, in hexadecimal; empty: not known yet.
+    pub data_plane: String,
     pub tx_packets: u64,
     pub tx_bytes: u64,
     pub rx_packets: u64,
@@ -54,6 +59,8 @@ pub struct StatusView {
     pub cluster: String,
     pub address: SocketAddr,
     pub vtep: IpAddr,
+    /// The identity of this node's data plane, in hexadecimal.
+    pub data_plane: String,
     pub listen: SocketAddr,
     pub bridge: String,
     pub device: String,
@@ -75,6 +82,10 @@ pub struct StatusView {
     pub members: BTreeMap<String, u64>,
     /// Peers in the data plane.
     pub peers: u64,
+    /// Peers among them that gossip lost and the data plane hears.
+    pub held: u64,
+    /// How many times a peer began to be held.
+    pub holds: u64,
     /// Names of peers for which the data plane has no room (`--max-peers`).
     pub peers_without_slot: Vec<String>,
     /// Members that have something in common that they must not, as sentences.

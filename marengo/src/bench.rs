@@ -5,6 +5,7 @@
 //! made or touched.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -14,6 +15,7 @@ use std::{
 
 use marengo_common::{MapName, Vni};
 use marengo_core::{
+    control::Without,
     desired::desired,
     identity::{ClusterName, DataPlaneId, Generation, Identity, NodeName},
     members::PeerTable,
@@ -113,6 +115,7 @@ impl Bench {
             vtep: address(0),
             mtu: None,
             max_peers,
+            id: DataPlaneId::random(&mut rand::rng()),
         };
         let pin_dir =
             Path::new("/sys/fs/bpf").join(format!("marengo-bench-{}", std::process::id()));
@@ -121,6 +124,7 @@ impl Bench {
             pin_dir: pin_dir.clone(),
             debug: false,
             attach: AttachMode::Auto,
+            without: Without::default(),
         };
         bpffs::prepare(&pin_dir)?;
         let (kernel, _) = Kernel::open(config)?;
@@ -131,7 +135,7 @@ impl Bench {
     /// the number of changes.
     async fn program(&mut self, peers: &PeerTable) -> Result<usize, Failure> {
         let Some(kernel) = &mut self.kernel else { return Ok(0) };
-        self.slots.assign(peers, false);
+        self.slots.assign(peers.live(), &BTreeSet::new());
         let want = desired(&self.data_plane, &self.slots, Some(1500));
         let plan = plan(&want, &ObservedState::default());
         let mut done = 0;

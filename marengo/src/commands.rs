@@ -89,6 +89,10 @@ pub(crate) async fn status(config: &GlobalConfig, output: Output) -> Result<(), 
             Some(error) => format!("no: {error}"),
             None => (if status.converged { "yes" } else { "not yet" }).to_owned(),
         };
+        let peers = match status.held {
+            0 => status.peers.to_string(),
+            held => format!("{}, {held} of them held: gossip lost them", status.peers),
+        };
         let mut rows = vec![
             ("node", status.node.clone()),
             ("version", format!("{} ({})", status.version, status.commit)),
@@ -103,7 +107,7 @@ pub(crate) async fn status(config: &GlobalConfig, output: Output) -> Result<(), 
             ("converged", state),
             ("repairs", format!("{} in {} rounds", status.repairs, status.rounds)),
             ("members", counts(&status.members)),
-            ("peers", status.peers.to_string()),
+            ("peers", peers),
             ("drops", counts(&status.drops)),
             (
                 "gossip",

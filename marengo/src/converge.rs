@@ -9,16 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use marengo_common::{PeerIndex, VtepEntry, VtepKey};
+use marengo_common::PeerIndex;
 use marengo_core::{
     converge::{Cause, Converger, Outcome},
     desired::desired,
+    identity::DataPlaneId,
     members::PeerTable,
     op::{Hook, Op},
     plan::{plan, plan_teardown},
     settings::DataPlane,
     slots::Slots,
     state::{DesiredState, ObservedState},
+    witness::WitnessConfig,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -30,6 +32,7 @@ use tracing::{debug, error, info, warn};
 use self::contest::Contest;
 use crate::{
     api::{FightView, PeerView},
+    doubts::{Doubts, monotonic_ns},
     kernel::{Adopted, Kernel, Monitor, bpf::ProgramLog, monitor},
     tasks::Spawner,
 };
@@ -52,6 +55,8 @@ pub(crate) struct DataPlaneStatus {
     pub mtu: u16,
     pub error: Option<String>,
     pub peers: u64,
+    pub held: u64,
+    pub holds: u64,
     pub peers_without_slot: Vec<String>,
     pub drops: BTreeMap<String, u64>,
     pub attach: &'static str,
@@ -72,6 +77,7 @@ pub(crate) struct Converge {
     data_plane: DataPlane,
     converger: Converger,
     slots: Slots,
+    doubts: Doubts,
     adopted: Adoption,
     /// What was desired when the kernel was last as it should be. A difference that is found while
     /// this has not changed is another hand's doing.
@@ -103,14 +109,17 @@ impl Converge {
     pub(crate) fn new(
         kernel: Kernel,
         adopted: Adopted,
-        data_plane: DataPlane,
+        mut data_plane: DataPlane,
         interval: Duration,
+        witness: WitnessConfig,
     ) -> Self {
         let now = Instant::now();
         let mut slots = Slots::new(data_plane.max_peers);
         let adoption = if adopted.slots.is_empty() { Adoption::Over } else { Adoption::Waiting };
+        data_plane.id = adopted.data_plane.unwrap_or(data_plane.id);
         slots.adopt(adopted.slots, adopted.generation);
         Self {
+            doubts: Doubts::new(witness, &data_plane),
             kernel,
             data_plane,
             converger: Converger::new(now, interval),
@@ -139,11 +148,13 @@ impl Converge {
     ) {
         let mut seen = *monitor.borrow();
         loop {
-            let deadline = match self.adopted {
-                Adoption::Until(until) => self.converger.poll_timeout().min(until),
-                Adoption::Waiting | Adoption::Over => self.converger.poll_timeout(),
+            let adopted_until = match self.adopted {
+                Adoption::Until(until) => Some(until),
+                Adoption::Waiting | Adoption::Over => None,
             };
-            let deadline = deadline.min(self.contest.poll_timeout());
+            let others = [adopted_until, self.doubts.deadline()].into_iter().flatten();
+            let rounds = self.converger.poll_timeout().min(self.contest.poll_timeout());
+            let deadline = others.fold(rounds, Instant::min);
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
@@ -174,6 +185,12 @@ impl Converge {
                 self.converger.mark_dirty(now, Cause::Membership);
             }
             self.look(now);
+            if self.doubts.deadline().is_some_and(|deadline| deadline <= now) {
+                if self.judge_doubts(&peers.borrow().clone()) {
+                    self.converger.mark_dirty(now, Cause::Membership);
+                }
+                self.doubts.ask(&self.data_plane, &self.slots);
+            }
             if let Some(cause) = self.converger.due(now) {
                 let table = peers.borrow_and_update().clone();
                 // Told and noted there; the next round goes on.
@@ -212,8 +229,8 @@ impl Converge {
         let family = self.data_plane.vtep.is_ipv4();
         let (fitting, others): (Vec<_>, Vec<_>) =
             peers.live().partition(|peer| peer.vtep.is_ipv4() == family);
-        let keep_adopted = self.adopted != Adoption::Over;
-        self.slots.assign(&fitting.into_iter().cloned().collect(), keep_adopted);
+        self.judge_doubts(peers);
+        self.slots.assign(fitting, self.doubts.keep());
         let full = self.slots.without_slot().iter().map(ToString::to_string);
         let left_out: Vec<String> =
             full.chain(others.iter().map(|peer| peer.name.to_string())).collect();
@@ -228,6 +245,12 @@ impl Converge {
             }
             self.left_out = left_out;
         }
+    }
+
+    /// Finds out who stays although gossip does not vouch for it. Returns whether that changed.
+    fn judge_doubts(&mut self, peers: &PeerTable) -> bool {
+        let gossip_speaks = self.adopted == Adoption::Over;
+        self.doubts.judge(&self.kernel, peers, &self.slots, gossip_speaks)
     }
 
     /// The monitor's connection ended: opens another. What happened meanwhile, a round finds out.
@@ -246,6 +269,11 @@ impl Converge {
                 }
             }
         }
+    }
+
+    /// Which data plane this is.
+    pub(crate) fn data_plane_id(&self) -> DataPlaneId {
+        self.data_plane.id
     }
 
     /// Takes away what an earlier run with another pin directory left.
@@ -418,6 +446,8 @@ impl Converge {
             mtu: self.mtu,
             error: self.last_error.clone(),
             peers: self.slots.iter().count() as u64,
+            held: self.doubts.held_count(),
+            holds: self.doubts.holds(),
             peers_without_slot: self.left_out.clone(),
             drops: drops
                 .into_iter()
@@ -431,22 +461,30 @@ impl Converge {
 
     fn peers(&self) -> anyhow::Result<Vec<PeerView>> {
         let stats: BTreeMap<PeerIndex, _> = self.kernel.peer_stats()?.into_iter().collect();
-        let heard: BTreeMap<VtepKey, u32> = self.kernel.heard()?.into_iter().collect();
-        let now = monotonic_now();
+        let now = monotonic_ns();
         let peers = self.slots.iter().map(|(index, slot)| {
             let stats = stats.get(&index).copied().unwrap_or_default();
-            let heard = heard.get(&VtepKey::new(slot.vtep)).copied().filter(|heard| *heard != 0);
+            let heard = self.kernel.heard(slot.vtep).ok().flatten();
+            let heard = heard.and_then(|heard| heard.ago_ns(now)).map(Duration::from_nanos);
+            let held = self.doubts.held(index);
+            let state = match (&held, slot.name) {
+                (Some(_), _) => "held",
+                (None, Some(_)) => "forwarding",
+                (None, None) => "adopted",
+            };
             PeerView {
                 name: slot_name(slot),
                 index,
                 vtep: slot.vtep,
                 generation: slot.generation,
-                state: if slot.name.is_some() { "forwarding" } else { "adopted" }.to_owned(),
+                state: state.to_owned(),
+                held,
+                data_plane: slot.data_plane.map(|id| id.to_string()).unwrap_or_default(),
                 tx_packets: stats.tx_packets,
                 tx_bytes: stats.tx_bytes,
                 rx_packets: stats.rx_packets,
                 rx_bytes: stats.rx_bytes,
-                heard_seconds_ago: heard.map(|heard| seconds_since(now, heard)),
+                heard_seconds_ago: heard.map(|heard| heard.as_secs_f64()),
             }
         });
         Ok(peers.collect())
@@ -455,19 +493,4 @@ impl Converge {
 
 fn slot_name(slot: &marengo_core::slots::Slot) -> String {
     slot.name.map(|name| name.to_string()).unwrap_or_default()
-}
-
-/// The clock that the programs read (`bpf_ktime_get_ns`).
-fn monotonic_now() -> Duration {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-    now.map(Duration::from).unwrap_or_default()
-}
-
-/// Seconds between a coarse time in the `vteps` map and now, with the coarse clock's precision.
-fn seconds_since(now: Duration, heard: u32) -> f64 {
-    // The coarse clock wraps like the programs' does: only its low 32 bits count.
-    let coarse = (now.as_nanos() >> VtepEntry::HEARD_SHIFT) & u128::from(u32::MAX);
-    let ticks = u32::try_from(coarse).unwrap_or_default().wrapping_sub(heard);
-    let tick = Duration::from_nanos(1 << VtepEntry::HEARD_SHIFT);
-    (tick * ticks).as_secs_f64()
 }

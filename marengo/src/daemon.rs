@@ -19,6 +19,7 @@ use marengo_core::{
     members::PeerTable,
     membership::MembershipConfig,
     settings::DataPlane,
+    witness::WitnessConfig,
 };
 use nix::errno::Errno;
 use tokio::{
@@ -111,12 +112,15 @@ async fn open_data_plane(
         vtep: ready.addresses.advertise.ip(),
         mtu: config.mtu,
         max_peers: config.max_peers,
+        // Unless an earlier run's maps say another.
+        id: DataPlaneId::random(&mut rand::rng()),
     };
     let kernel = KernelConfig {
         data_plane: data_plane.clone(),
         pin_dir: config.pin_dir.clone(),
         debug: config.global.debug,
         attach: config.attach,
+        without: config.without,
     };
     // Locked before it is looked into, also by one who made it a moment ago.
     bpffs::prepare(&config.pin_dir).map_err(|error| refused_programs(&error))?;
@@ -125,7 +129,10 @@ async fn open_data_plane(
     if !adopted.slots.is_empty() {
         info!(peers = adopted.slots.len(), "took over the data plane of an earlier run");
     }
-    let mut converge = Converge::new(kernel, adopted, data_plane, config.converge_interval);
+    let witness =
+        WitnessConfig { is_heard: config.without.has(Control::Witness), ..WitnessConfig::DEFAULT };
+    let interval = config.converge_interval;
+    let mut converge = Converge::new(kernel, adopted, data_plane, interval, witness);
     if !config.without.has(Control::Backoff) {
         converge.without_back_off();
     }
@@ -234,7 +241,7 @@ impl Daemon {
             Ok(opened) => opened,
             Err(error) => return Err(Box::new((converge, error.into()))),
         };
-        let identity = match identity(config, addresses) {
+        let identity = match identity(config, addresses, converge.data_plane_id()) {
             Ok(identity) => identity,
             Err(failure) => return Err(Box::new((converge, failure))),
         };
@@ -335,7 +342,11 @@ impl Daemon {
     }
 }
 
-fn identity(config: &ServerConfig, addresses: Addresses) -> Result<Identity, Failure> {
+fn identity(
+    config: &ServerConfig,
+    addresses: Addresses,
+    data_plane: DataPlaneId,
+) -> Result<Identity, Failure> {
     // A clock that stepped back is corrected when another node remembers a later start.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let generation = Generation(u64::try_from(now.as_millis()).unwrap_or_default());
@@ -345,7 +356,6 @@ fn identity(config: &ServerConfig, addresses: Addresses) -> Result<Identity, Fai
         addresses.listen
     };
     let vtep = addresses.advertise.ip();
-    let data_plane = DataPlaneId::random(&mut rand::rng());
     Identity::new(config.node_name, addresses.advertise, vtep, listen, generation, data_plane)
         .or_failure(Kind::Address)
 }

@@ -20,10 +20,13 @@ mod underlay;
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
-use marengo_common::{DropCount, DropReason, PeerIndex, PeerStats, VtepKey};
+use marengo_common::{DropCount, DropReason, Heard, PeerIndex, PeerStats, VtepKey};
 use marengo_core::{
+    control::Without,
+    identity::DataPlaneId,
     op::{Hook, Link, Op},
     settings::DataPlane,
+    slots::Slot,
     state::ObservedState,
 };
 use nix::errno::Errno;
@@ -55,15 +58,19 @@ pub(crate) struct KernelConfig {
     pub debug: bool,
     /// How programs are attached.
     pub attach: AttachMode,
+    /// What a test has taken away.
+    pub without: Without,
 }
 
-/// Slots that an earlier run left, and the highest generation it gave out.
+/// What an earlier run left in the maps.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Adopted {
-    /// Index, tunnel address and generation.
-    pub slots: Vec<(PeerIndex, IpAddr, u32)>,
-    /// The high-water mark.
+    /// Its slots.
+    pub slots: Vec<(PeerIndex, Slot)>,
+    /// The highest generation that it gave out.
     pub generation: u32,
+    /// Which data plane the maps belong to; `None`: new ones.
+    pub data_plane: Option<DataPlaneId>,
 }
 
 /// The kernel, as far as Marengo changes it.
@@ -252,9 +259,9 @@ impl Kernel {
         self.bpf.peer_stats()
     }
 
-    /// When each tunnel address was last heard, in the map's coarse units.
-    pub(crate) fn heard(&self) -> Result<Vec<(VtepKey, u32)>> {
-        self.bpf.heard()
+    /// When the programs last heard a tunnel address; `None`: they do not know the address.
+    pub(crate) fn heard(&self, vtep: IpAddr) -> Result<Option<Heard>> {
+        self.bpf.heard(&VtepKey::new(vtep))
     }
 
     /// The drops, summed over the CPUs.

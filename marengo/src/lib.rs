@@ -12,6 +12,7 @@ mod config;
 mod control;
 mod converge;
 mod daemon;
+mod doubts;
 mod failure;
 mod gossip;
 mod http;

@@ -7,7 +7,7 @@ use aya::{
 };
 use marengo_common::{
     DropCount, DropReason, FloodChunk, FloodPosition, MacEntry, MacKey, MapName, PeerEntry,
-    PeerIndex, PeerStats, ProgramName, Settings, VtepEntry, VtepKey,
+    PeerIndex, PeerStats, ProgramName, Settings, VtepEntry, VtepKey, WITHOUT,
 };
 
 use crate::requirements;
@@ -44,10 +44,20 @@ pub struct Size {
 impl Object {
     /// Loads the object and its programs. Level 0 is none, 4 is debug.
     pub fn load(log_level: u8) -> Self {
+        Self::load_with(log_level, 0)
+    }
+
+    /// Loads it without some of its mechanisms.
+    pub fn load_without(without: u32) -> Self {
+        Self::load_with(0, without)
+    }
+
+    fn load_with(log_level: u8, without: u32) -> Self {
         let bytes = std::fs::read(requirements::bpf_object()).expect("the object can be read");
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader
             .override_global(LOG_LEVEL, &log_level, true)
+            .override_global(WITHOUT, &without, true)
             .load(&bytes)
             .unwrap_or_else(|error| panic!("the kernel refused the maps: {error:?}"));
         for name in [ProgramName::INGRESS, ProgramName::EGRESS] {
@@ -116,6 +126,10 @@ impl Object {
 
     pub fn put_mac(&mut self, key: MacKey, entry: MacEntry) {
         self.hash(MapName::MACS).insert(key, entry, 0).expect("there is room");
+    }
+
+    pub fn mac(&mut self, key: MacKey) -> Option<MacEntry> {
+        self.hash(MapName::MACS).get(&key, 0).ok()
     }
 
     pub fn put_flood(&mut self, position: u32, chunk: FloodChunk) {

@@ -145,6 +145,7 @@ fn peers_arrival_and_departure_change_maps_and_nothing_else() {
     assert_eq!(maps.flood_list().len(), 3);
     mesh.node(3).stop();
     mesh.node(4).kill();
+    mesh.node(4).cut_link();
     wait::until("both are off the maps", Duration::from_secs(8), || maps.slots().len() == 1);
 
     assert_eq!(events.during(Duration::from_millis(500)), [], "what the kernel reported");

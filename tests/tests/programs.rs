@@ -7,7 +7,7 @@ use std::{net::IpAddr, time::Duration};
 
 use marengo_common::{
     DropReason, FLOOD_CHUNK, FloodChunk, MacAddr, MacEntry, MacKey, PeerEntry, PeerState,
-    ProgramName, Settings, Vni, VtepKey,
+    ProgramName, Settings, Vni, VtepKey, WITHOUT_GENERATIONS, WITHOUT_MOVES,
 };
 use marengo_tests::{
     Capture,
@@ -24,6 +24,9 @@ const LO: u32 = 1;
 const ELSEWHERE: u32 = 99;
 const VNI: u32 = 1024;
 const GENERATION: u32 = 7;
+
+const NOWHERE: MacEntry =
+    MacEntry { peer: 0, generation: 0, last_seen_ns: 0, moved_from: 0, moved_at: 0 };
 
 /// Where the egress program runs.
 #[derive(Clone, Copy, Debug)]
@@ -182,7 +185,7 @@ fn egress_gives_each_frame_its_peers_verdict_and_count() {
                 object.put_peer(*index, peer(*index, *state));
             }
             if let Some((vni, peer, generation)) = case.mac {
-                let entry = MacEntry { peer, generation, last_seen_ns: 0 };
+                let entry = MacEntry { peer, generation, ..NOWHERE };
                 object.put_mac(MacKey::new(vni, MacAddr(STATION)), entry);
             }
             put_flood(&mut object, case.flood);
@@ -281,6 +284,46 @@ fn frames_of_every_length_and_any_content_get_a_verdict() {
     });
 }
 
+#[test]
+fn a_station_that_sends_from_here_is_no_longer_behind_a_peer() {
+    require_root!();
+    inside(|| {
+        for (without, here) in [(0, true), (WITHOUT_MOVES, false)] {
+            let mut object = Object::load_without(without);
+            object.put_settings(settings(LO));
+            object.put_peer(2, peer(2, UP));
+            put_flood(&mut object, &[2]);
+            let key = MacKey::new(VNI, MacAddr(packet::station(9)));
+            object.put_mac(key, MacEntry { peer: 2, generation: GENERATION, ..NOWHERE });
+            let frame = packet::marked(BROADCAST, packet::station(9), "I am here now");
+
+            object.run(ProgramName::EGRESS, &frame, LO);
+
+            let entry = object.mac(key).expect("it is remembered where the station was");
+            assert_eq!(entry.peer == 0 && entry.moved_from == 2, here, "{entry:?}");
+        }
+    });
+}
+
+#[test]
+fn without_generations_a_stale_stamp_is_sent_to_the_wrong_peer() {
+    require_root!();
+    inside(|| {
+        for (without, sent) in [(0, 0), (WITHOUT_GENERATIONS, 1)] {
+            let mut object = Object::load_without(without);
+            object.put_settings(settings(ELSEWHERE));
+            object.put_peer(2, peer(2, UP));
+            let key = MacKey::new(VNI, MacAddr(STATION));
+            object.put_mac(key, MacEntry { peer: 2, generation: GENERATION - 1, ..NOWHERE });
+            let frame = packet::marked(STATION, packet::station(9), "to a former tenant");
+
+            object.run(ProgramName::EGRESS, &frame, LO);
+
+            assert_eq!(object.sent(2).0, sent);
+        }
+    });
+}
+
 /// In a namespace of its own: copies really are sent.
 fn inside(work: impl FnOnce() + Send) {
     let sandbox = Sandbox::open(Duration::from_mins(1));
@@ -288,7 +331,7 @@ fn inside(work: impl FnOnce() + Send) {
 }
 
 fn settings(vxlan_ifindex: u32) -> Settings {
-    Settings::new(Vni::new(VNI).expect("it has 24 bits"), vtep(0), vxlan_ifindex, GENERATION)
+    Settings::new(Vni::new(VNI).expect("it has 24 bits"), vtep(0), 1, vxlan_ifindex, GENERATION)
 }
 
 fn vtep(number: u32) -> IpAddr {
@@ -302,6 +345,7 @@ fn peer(index: u32, state: PeerState) -> PeerEntry {
         path_mtu: 1450,
         state: state as u8,
         flags: 0,
+        data_plane: u64::from(index),
     }
 }
 

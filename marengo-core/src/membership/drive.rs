@@ -137,7 +137,7 @@ impl Membership {
         if changed || mem::take(&mut self.identity_changed) || self.conflicts.is_stale(now) {
             let standings = standings(&self.identity, self.roster.known(&self.suspects));
             let (peers, events) = self.conflicts.refresh(now, &self.identity, standings);
-            self.peers = peers;
+            self.peers = peers.with_left(self.roster.left());
             self.events.extend(events);
         }
     }

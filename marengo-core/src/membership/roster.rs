@@ -133,6 +133,14 @@ impl Roster {
         std::mem::take(&mut self.retired)
     }
 
+    /// The data planes of those that left.
+    pub(super) fn left(&self) -> impl Iterator<Item = DataPlaneId> {
+        self.records
+            .values()
+            .filter(|record| record.presence == Presence::Left)
+            .map(|record| record.identity.data_plane)
+    }
+
     /// How many more members fit.
     pub(super) fn room(&self) -> usize {
         self.limit.saturating_sub(self.records.len())

@@ -19,10 +19,16 @@ use aya::{
 use aya_log::EbpfLogger;
 use log::Log;
 use marengo_common::{
-    ABI_VERSION, DropCount, DropReason, FLOOD_CHUNK, FloodChunk, FloodPosition, MAX_MACS, MapName,
-    PeerEntry, PeerIndex, PeerState, PeerStats, ProgramName, Settings, VtepEntry, VtepKey,
+    ABI_VERSION, DropCount, DropReason, FLOOD_CHUNK, FloodChunk, FloodPosition, Heard, MAX_MACS,
+    MacEntry, MapName, PeerEntry, PeerIndex, PeerState, PeerStats, ProgramName, Settings,
+    VtepEntry, VtepKey, WITHOUT, WITHOUT_GENERATIONS, WITHOUT_MOVES,
 };
-use marengo_core::op::Hook;
+use marengo_core::{
+    control::{Control, Without},
+    identity::DataPlaneId,
+    op::Hook,
+    slots::Slot,
+};
 
 use super::{Adopted, KernelConfig, bpffs, sys::entries};
 
@@ -74,6 +80,9 @@ impl Bpf {
         let dir = &config.pin_dir;
         refuse_foreign(dir)?;
         let max_peers = with_slack(config.data_plane.max_peers);
+        if !config.without.has(Control::Adoption) {
+            remove_map_pins(dir)?;
+        }
         if let Err(misfit) = check_pinned(dir, max_peers) {
             tracing::warn!(%misfit, "the pinned maps of an earlier run do not fit; making new ones");
             remove_map_pins(dir)?;
@@ -93,9 +102,11 @@ impl Bpf {
     fn load(config: &KernelConfig, max_peers: u32) -> Result<(Self, Adopted)> {
         // Zero is below every level: the verifier then takes the log statements out.
         let log_level = if config.debug { aya_log::Level::Debug as u8 } else { 0 };
+        let without = without(config.without);
         let mut loader = EbpfLoader::new();
         loader
             .override_global(aya_log::LEVEL, &log_level, true)
+            .override_global(WITHOUT, &without, true)
             .map_max_entries(MapName::PEERS.kernel, max_peers)
             .map_max_entries(MapName::VTEPS.kernel, max_peers)
             .map_max_entries(MapName::STATS.kernel, max_peers)
@@ -135,15 +146,24 @@ impl Bpf {
     fn adopt(&mut self, vtep: IpAddr) -> Result<Adopted> {
         let Some(settings) = self.read_settings()? else { return Ok(Adopted::default()) };
         let generation = settings.generation;
+        let data_plane = DataPlaneId::new(settings.data_plane);
         if (settings.family == 4) != vtep.is_ipv4() {
-            return Ok(Adopted { slots: Vec::new(), generation });
+            return Ok(Adopted { slots: Vec::new(), generation, data_plane });
         }
         let slots = entries(&self.peers)?
             .into_iter()
             .filter(|(_, entry)| PeerState::from_byte(entry.state) == PeerState::Forwarding)
-            .map(|(index, entry)| (index, entry.address(settings.family), entry.generation))
-            .collect::<Vec<(PeerIndex, IpAddr, u32)>>();
-        Ok(Adopted { slots, generation })
+            .map(|(index, entry)| {
+                let slot = Slot {
+                    data_plane: DataPlaneId::new(entry.data_plane),
+                    name: None,
+                    vtep: entry.address(settings.family),
+                    generation: entry.generation,
+                };
+                (index, slot)
+            })
+            .collect();
+        Ok(Adopted { slots, generation, data_plane })
     }
 
     pub(super) fn observe(&self) -> Result<ObservedMaps> {
@@ -211,9 +231,12 @@ impl Bpf {
         Ok(all)
     }
 
-    pub(super) fn heard(&self) -> Result<Vec<(VtepKey, u32)>> {
-        let vteps = entries(&self.vteps).context("failed to read the vteps map")?;
-        Ok(vteps.into_iter().map(|(key, entry)| (key, entry.heard)).collect())
+    pub(super) fn heard(&self, vtep: &VtepKey) -> Result<Option<Heard>> {
+        match self.vteps.get(vtep, 0) {
+            Ok(entry) => Ok(Some(Heard(entry.heard))),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("failed to read the vteps map"),
+        }
     }
 
     pub(super) fn drops(&self) -> Result<Vec<(DropReason, DropCount)>> {
@@ -324,7 +347,7 @@ fn check_pinned(dir: &Path, max_peers: u32) -> Result<()> {
             MapName::SETTINGS => (4, size(size_of::<Settings>()), 1),
             MapName::PEERS => (4, size(size_of::<PeerEntry>()), max_peers),
             MapName::VTEPS => (16, size(size_of::<VtepEntry>()), max_peers),
-            MapName::MACS => (12, 16, MAX_MACS),
+            MapName::MACS => (12, size(size_of::<MacEntry>()), MAX_MACS),
             MapName::FLOOD => (4, size(size_of::<FloodChunk>()), flood_entries(max_peers)),
             MapName::STATS => (4, size(size_of::<PeerStats>()), max_peers),
             _ => (4, size(size_of::<DropCount>()), DropReason::SLOTS),
@@ -377,6 +400,12 @@ fn remove_file(path: &Path) -> Result<()> {
 /// Not beyond the next power of two, where the kernel would double a hash map's buckets.
 fn with_slack(max_peers: u32) -> u32 {
     max_peers.next_power_of_two().min(max_peers + SLACK)
+}
+
+/// The programs' share of what a test takes away.
+fn without(without: Without) -> u32 {
+    let bit = |control, bit| if without.has(control) { 0 } else { bit };
+    bit(Control::Generations, WITHOUT_GENERATIONS) | bit(Control::Moves, WITHOUT_MOVES)
 }
 
 fn flood_entries(max_peers: u32) -> u32 {

@@ -1,0 +1,517 @@
+//! The second witness: what the data plane itself says of peers that gossip doubts.
+//!
+//! Gossip travels on a port of its own, from process to process. That it fails says nothing of the
+//! tunnels, which work while a daemon is stopped, starved or dead. So a peer that gossip declares
+//! down stays in its slot, *held*, for as long as its data plane is heard; only what both witnesses
+//! miss is taken out. A peer that gossip doubts is asked through the tunnel
+//! ([`marengo_common::question`]), and its ingress program answers by itself, with the identity of
+//! its data plane: another machine at a dead one's address is no witness for it.
+//!
+//! ```text
+//!             gossip:   alive        suspect         lost           left
+//!  heard                forward      forward, ask    hold, ask      take out
+//!  silent               forward      forward, ask    take out       take out
+//! ```
+//!
+//! While nobody is doubted, nobody is asked.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use marengo_common::PeerIndex;
+
+use crate::{
+    identity::{DataPlaneId, NodeName},
+    members::{PeerTable, Standing},
+    slots::{Slot, Slots},
+};
+
+/// How the second witness is questioned.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct WitnessConfig {
+    /// Between two questions to a peer that does not answer.
+    pub ask_every: Duration,
+    /// Between two questions to a peer that is heard.
+    pub ask_heard_every: Duration,
+    /// A peer that is asked all this time and not heard is silent.
+    pub silence: Duration,
+    /// For tests: false takes gossip's word alone.
+    #[doc(hidden)]
+    pub is_heard: bool,
+}
+
+impl WitnessConfig {
+    /// Seven questions or more in the silence that takes a peer out: one in five lost each way
+    /// leaves a working path one chance in 1,300 to be taken for a silent one, at a moment when
+    /// gossip has declared the peer down as well.
+    pub const DEFAULT: Self = Self {
+        ask_every: Duration::from_millis(150),
+        ask_heard_every: Duration::from_millis(500),
+        silence: Duration::from_millis(1500),
+        is_heard: true,
+    };
+    /// For underlays that lose next to nothing.
+    pub const FAST: Self = Self {
+        ask_every: Duration::from_millis(40),
+        ask_heard_every: Duration::from_millis(100),
+        silence: Duration::from_millis(300),
+        is_heard: true,
+    };
+}
+
+/// What the ingress program has heard from a peer's address.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Sighting {
+    /// How long ago a frame came from there; `None`: never.
+    pub ago: Option<Duration>,
+    /// The data plane that answered from there last is not the peer's.
+    pub is_stranger: bool,
+}
+
+/// Why a peer is held.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Reason {
+    /// Gossip declared it down, and its data plane is heard.
+    Lost,
+    /// Gossip has not told of it since this daemon took over its slot, and its data plane is heard.
+    Unknown,
+}
+
+/// Something that happened to a doubted peer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum WitnessEvent {
+    /// Gossip lost it, the data plane has not: it stays.
+    Held {
+        /// Its name, if gossip ever told.
+        name: Option<NodeName>,
+        /// Where it is.
+        vtep: IpAddr,
+        /// Why.
+        reason: Reason,
+    },
+    /// Gossip knows it again.
+    Released {
+        /// Its name.
+        name: Option<NodeName>,
+        /// Where it is.
+        vtep: IpAddr,
+        /// How long it was held.
+        after: Duration,
+    },
+    /// Both witnesses miss it.
+    Silent {
+        /// Its name, if gossip ever told.
+        name: Option<NodeName>,
+        /// Where it was.
+        vtep: IpAddr,
+        /// How long it was held before; `None`: not at all.
+        held: Option<Duration>,
+    },
+}
+
+/// A peer that gossip does not vouch for.
+#[derive(Clone, Debug)]
+struct Doubt {
+    generation: u32,
+    since: Instant,
+    /// The latest sign of the peer itself.
+    heard: Option<Instant>,
+    asked: Option<Instant>,
+    ask_at: Instant,
+    /// When it began to be held, and why.
+    held: Option<(Instant, Reason)>,
+    /// It was found silent, and this was told.
+    is_silent: bool,
+}
+
+/// Judges which of the peers that gossip does not vouch for stay.
+#[derive(Clone, Debug)]
+pub struct Witness {
+    config: WitnessConfig,
+    doubts: BTreeMap<PeerIndex, Doubt>,
+    keep: BTreeSet<PeerIndex>,
+    /// How many times a peer began to be held.
+    holds: u64,
+    events: Vec<WitnessEvent>,
+}
+
+impl Witness {
+    /// Nobody is doubted.
+    pub fn new(config: WitnessConfig) -> Self {
+        Self {
+            config,
+            doubts: BTreeMap::new(),
+            keep: BTreeSet::new(),
+            holds: 0,
+            events: Vec::new(),
+        }
+    }
+
+    /// Compares what gossip thinks with what the data plane has heard, and returns the slots that
+    /// stay although gossip does not vouch for them, for [`Slots::assign`].
+    ///
+    /// `gossip_speaks` is false while gossip has told of nobody for so short a time that silence on
+    /// its side means nothing: then slots that it has not told of stay unasked.
+    pub fn judge(
+        &mut self,
+        now: Instant,
+        peers: &PeerTable,
+        slots: &Slots,
+        gossip_speaks: bool,
+        sighting: impl Fn(&Slot) -> Sighting,
+    ) -> &BTreeSet<PeerIndex> {
+        let standings: BTreeMap<DataPlaneId, Standing> =
+            peers.iter().map(|peer| (peer.identity.data_plane, peer.standing)).collect();
+        let addresses: BTreeSet<IpAddr> = peers.live().map(|peer| peer.vtep).collect();
+        let mut before = std::mem::take(&mut self.doubts);
+        self.keep.clear();
+        for (index, slot) in slots.iter() {
+            let doubt = before.remove(&index).filter(|doubt| doubt.generation == slot.generation);
+            let standing = slot.data_plane.and_then(|id| standings.get(&id).copied());
+            match standing {
+                Some(Standing::Alive) => self.release(now, slot, doubt),
+                None if slot.data_plane.is_some_and(|id| peers.has_left(id)) => {}
+                Some(Standing::Suspect | Standing::Lost) | None => {
+                    // A slot that does not say whose it is goes to the peer at its address, and
+                    // one whose address another peer has goes.
+                    if standing.is_none() && addresses.contains(&slot.vtep) {
+                        continue;
+                    }
+                    if standing.is_none() && !gossip_speaks {
+                        self.keep.insert(index);
+                        continue;
+                    }
+                    let doubt = doubt.unwrap_or_else(|| Doubt::new(now, slot.generation));
+                    let sighting = sighting(slot);
+                    self.weigh(now, index, slot, standing, doubt, sighting);
+                }
+            }
+        }
+        &self.keep
+    }
+
+    /// Takes out whom to ask now. Each is asked again until it is no longer doubted.
+    pub fn poll_ask(&mut self, now: Instant) -> Vec<PeerIndex> {
+        let mut due = Vec::new();
+        let asked = self.doubts.iter_mut().filter(|(_, doubt)| !doubt.is_silent);
+        for (index, doubt) in asked.filter(|(_, doubt)| doubt.ask_at <= now) {
+            doubt.asked = Some(now);
+            doubt.ask_at = now + self.config.ask_every;
+            due.push(*index);
+        }
+        due
+    }
+
+    /// When to call [`Witness::judge`] and [`Witness::poll_ask`] next. `None`: nobody is doubted.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.doubts.values().filter(|doubt| !doubt.is_silent).map(|doubt| doubt.ask_at).min()
+    }
+
+    /// Takes out what happened.
+    pub fn poll_event(&mut self) -> Option<WitnessEvent> {
+        if self.events.is_empty() { None } else { Some(self.events.remove(0)) }
+    }
+
+    /// Why a slot is held and for how long, if it is.
+    pub fn held(&self, index: PeerIndex, now: Instant) -> Option<(Reason, Duration)> {
+        let (since, reason) = self.doubts.get(&index)?.held?;
+        Some((reason, now.duration_since(since)))
+    }
+
+    /// Whether a slot's peer is doubted.
+    pub fn is_doubted(&self, index: PeerIndex) -> bool {
+        self.doubts.contains_key(&index)
+    }
+
+    /// How many peers are held.
+    pub fn held_count(&self) -> usize {
+        self.doubts.values().filter(|doubt| doubt.held.is_some()).count()
+    }
+
+    /// How many times a peer began to be held.
+    pub fn holds(&self) -> u64 {
+        self.holds
+    }
+
+    fn release(&mut self, now: Instant, slot: &Slot, doubt: Option<Doubt>) {
+        if let Some((since, _)) = doubt.and_then(|doubt| doubt.held) {
+            let after = now.duration_since(since);
+            self.events.push(WitnessEvent::Released { name: slot.name, vtep: slot.vtep, after });
+        }
+    }
+
+    fn weigh(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        slot: &Slot,
+        standing: Option<Standing>,
+        mut doubt: Doubt,
+        sighting: Sighting,
+    ) {
+        if let Some(ago) = sighting.ago.filter(|_| !sighting.is_stranger) {
+            let heard = now.checked_sub(ago);
+            doubt.heard = doubt.heard.max(heard);
+        }
+        if let Some(asked) = doubt.asked
+            && doubt.heard >= doubt.asked
+        {
+            doubt.ask_at = asked + self.config.ask_heard_every;
+        }
+        let quiet_since = doubt.heard.map_or(doubt.since, |heard| heard.max(doubt.since));
+        let is_silent =
+            now.duration_since(quiet_since) >= self.config.silence || !self.config.is_heard;
+        let reason = match standing {
+            Some(Standing::Lost) => Some(Reason::Lost),
+            None => Some(Reason::Unknown),
+            Some(_) => None,
+        };
+        match (reason, is_silent) {
+            (None, _) => {
+                self.release(now, slot, Some(doubt.clone()));
+                doubt.held = None;
+            }
+            (Some(reason), false) => {
+                self.keep.insert(index);
+                let was_heard = doubt.heard.is_some_and(|heard| heard >= doubt.since);
+                // Not yet asked long enough to know: kept, and nothing to tell.
+                if was_heard && doubt.held.is_none() {
+                    doubt.held = Some((now, reason));
+                    self.holds += 1;
+                    let (name, vtep) = (slot.name, slot.vtep);
+                    self.events.push(WitnessEvent::Held { name, vtep, reason });
+                }
+            }
+            (Some(_), true) if !doubt.is_silent => {
+                let held = doubt.held.take().map(|(since, _)| now.duration_since(since));
+                let (name, vtep) = (slot.name, slot.vtep);
+                self.events.push(WitnessEvent::Silent { name, vtep, held });
+            }
+            (Some(_), true) => {}
+        }
+        doubt.is_silent = is_silent && reason.is_some();
+        self.doubts.insert(index, doubt);
+    }
+}
+
+impl Doubt {
+    fn new(now: Instant, generation: u32) -> Self {
+        Self {
+            generation,
+            since: now,
+            heard: None,
+            asked: None,
+            ask_at: now,
+            held: None,
+            is_silent: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        identity::{Generation, Identity},
+        members::Peer,
+    };
+
+    const STEP: Duration = Duration::from_millis(50);
+
+    #[test]
+    fn nobody_is_asked_while_gossip_vouches_for_all() {
+        let mut bench = Bench::new(&[Standing::Alive, Standing::Alive]);
+
+        assert_eq!(bench.run(Duration::from_secs(60)), 0);
+        assert_eq!(bench.witness.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_lost_peer_that_is_heard_is_held_for_as_long_as_it_is() {
+        let mut bench = Bench::new(&[Standing::Alive, Standing::Lost]);
+        bench.answers = true;
+
+        assert!(bench.run(Duration::from_mins(5)) < 5 * 60 * 3, "two questions a second, or so");
+        assert!(bench.kept(2));
+        assert_eq!(bench.witness.held(2, bench.now).unwrap().0, Reason::Lost);
+        assert_eq!((bench.witness.held_count(), bench.witness.holds()), (1, 1));
+        assert!(matches!(bench.events()[..], [WitnessEvent::Held { .. }]), "told once");
+
+        bench.answers = false;
+        bench.run(Duration::from_millis(1700));
+        assert!(!bench.kept(2));
+        assert!(matches!(bench.events()[..], [WitnessEvent::Silent { held: Some(_), .. }]));
+    }
+
+    #[test]
+    fn a_lost_peer_that_was_silent_while_suspected_goes_at_once() {
+        let mut bench = Bench::new(&[Standing::Suspect]);
+        bench.run(Duration::from_secs(2));
+        assert!(bench.slots.get(1).is_some());
+
+        bench.standings = vec![Standing::Lost];
+        bench.step();
+
+        assert!(!bench.kept(1));
+    }
+
+    #[test]
+    fn a_lost_peer_that_was_never_asked_is_asked_first() {
+        let mut bench = Bench::new(&[Standing::Lost]);
+
+        bench.run(Duration::from_secs(1));
+        assert!(bench.kept(1));
+        assert_eq!(bench.witness.held_count(), 0, "kept for want of knowledge, not held");
+        bench.run(Duration::from_millis(600));
+
+        assert!(!bench.kept(1));
+    }
+
+    #[test]
+    fn a_stranger_at_its_address_is_no_witness() {
+        let mut bench = Bench::new(&[Standing::Lost]);
+        bench.answers = true;
+        bench.is_stranger = true;
+
+        bench.run(Duration::from_millis(1700));
+
+        assert!(!bench.kept(1));
+    }
+
+    #[test]
+    fn gossip_that_comes_back_ends_the_hold() {
+        let mut bench = Bench::new(&[Standing::Lost]);
+        bench.answers = true;
+        bench.run(Duration::from_secs(10));
+        bench.events();
+
+        bench.standings = vec![Standing::Alive];
+        bench.run(Duration::from_secs(10));
+
+        assert!(matches!(bench.events()[..], [WitnessEvent::Released { .. }]));
+        assert!(!bench.witness.is_doubted(1));
+    }
+
+    #[test]
+    fn who_left_is_not_held_however_loud_its_data_plane_is() {
+        let mut bench = Bench::new(&[Standing::Alive]);
+        bench.answers = true;
+        bench.run(Duration::from_secs(1));
+
+        bench.left = true;
+        bench.step();
+
+        assert!(!bench.kept(1));
+        assert_eq!(bench.witness.poll_timeout(), None);
+    }
+
+    #[test]
+    fn slots_that_gossip_has_not_told_of_wait_until_it_speaks() {
+        let mut bench = Bench::new(&[Standing::Alive]);
+        bench.standings.clear();
+        bench.speaks = false;
+
+        assert_eq!(bench.run(Duration::from_mins(1)), 0);
+        assert!(bench.kept(1));
+        bench.speaks = true;
+        bench.answers = true;
+        bench.run(Duration::from_mins(1));
+        assert_eq!(bench.witness.held(1, bench.now).unwrap().0, Reason::Unknown);
+        bench.answers = false;
+        bench.run(Duration::from_secs(2));
+
+        assert!(!bench.kept(1));
+    }
+
+    #[test]
+    fn without_the_second_witness_gossips_word_is_enough() {
+        let mut bench = Bench::new(&[Standing::Lost]);
+        bench.witness.config.is_heard = false;
+        bench.answers = true;
+
+        bench.step();
+
+        assert!(!bench.kept(1));
+    }
+
+    /// Peers 1, 2, ... in slots 1, 2, ..., and what gossip thinks of them.
+    struct Bench {
+        witness: Witness,
+        slots: Slots,
+        standings: Vec<Standing>,
+        left: bool,
+        speaks: bool,
+        answers: bool,
+        is_stranger: bool,
+        answered: Option<Instant>,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new(standings: &[Standing]) -> Self {
+            let mut slots = Slots::new(8);
+            let all: Vec<Identity> = (1..=standings.len()).map(identity).collect();
+            slots.assign(&all, &BTreeSet::new());
+            #[expect(clippy::disallowed_methods, reason = "a test may start anywhere")]
+            let now = Instant::now();
+            Self {
+                witness: Witness::new(WitnessConfig::DEFAULT),
+                slots,
+                standings: standings.to_vec(),
+                left: false,
+                speaks: true,
+                answers: false,
+                is_stranger: false,
+                answered: None,
+                now,
+            }
+        }
+
+        /// Runs for a while; returns how many questions were asked.
+        fn run(&mut self, time: Duration) -> usize {
+            let end = self.now + time;
+            let mut asked = 0;
+            while self.now < end {
+                asked += self.step();
+            }
+            asked
+        }
+
+        fn step(&mut self) -> usize {
+            self.now += STEP;
+            let peers = self.standings.iter().zip(1..).filter(|_| !self.left);
+            let peers: PeerTable = peers
+                .map(|(standing, n)| Peer { identity: identity(n), standing: *standing })
+                .collect();
+            let left = self.left.then(|| identity(1).data_plane);
+            let peers = peers.with_left(left.into_iter());
+            let ago = self.answered.map(|at| self.now.duration_since(at));
+            let sighting = Sighting { ago, is_stranger: self.is_stranger };
+            self.witness.judge(self.now, &peers, &self.slots, self.speaks, |_| sighting);
+            let asked = self.witness.poll_ask(self.now).len();
+            if asked > 0 && self.answers {
+                self.answered = Some(self.now);
+            }
+            asked
+        }
+
+        fn kept(&self, index: PeerIndex) -> bool {
+            self.witness.keep.contains(&index)
+        }
+
+        fn events(&mut self) -> Vec<WitnessEvent> {
+            std::iter::from_fn(|| self.witness.poll_event()).collect()
+        }
+    }
+
+    fn identity(n: usize) -> Identity {
+        let n = u8::try_from(n).unwrap();
+        let ip = IpAddr::from([192, 0, 2, n]);
+        let name = NodeName::new(&format!("n{n}")).unwrap();
+        let data_plane = DataPlaneId::new(u64::from(n)).unwrap();
+        Identity::new(name, (ip, 1).into(), ip, (ip, 2).into(), Generation(1), data_plane).unwrap()
+    }
+}
