@@ -164,6 +164,9 @@ pub(crate) struct ServerArgs {
     /// How programs are attached: auto, tcx or clsact
     #[arg(long, env = "MARENGO_ATTACH", hide = true, value_parser = parse_attach)]
     pub attach: Option<AttachMode>,
+    /// For tests: how long members that are gone are remembered
+    #[arg(long, env = "MARENGO_FORGET_AFTER", hide = true)]
+    pub forget_after: Option<Interval>,
     /// For tests: mechanisms that the node does without
     #[arg(long, env = "MARENGO_WITHOUT", hide = true, value_delimiter = ',')]
     pub without: Vec<Control>,

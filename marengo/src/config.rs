@@ -100,6 +100,7 @@ pub(crate) struct ServerConfig {
     pub pin_dir: PathBuf,
     pub on_exit: OnExit,
     pub attach: AttachMode,
+    pub forget_after: Option<Duration>,
     pub without: Without,
     pub faults: bool,
 }
@@ -184,6 +185,7 @@ impl ServerConfig {
             pin_dir,
             on_exit: args.on_exit.or(file.on_exit).unwrap_or_default(),
             attach: args.attach.unwrap_or_default(),
+            forget_after: args.forget_after.map(|time| time.0),
             without: args.without.into_iter().collect(),
             faults: args.faults,
         })

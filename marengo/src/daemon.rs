@@ -249,6 +249,9 @@ impl Daemon {
         crate::version::VERSION.clone_into(&mut membership.version);
         membership.node_timeout = config.node_timeout;
         membership.without = config.without;
+        if let Some(time) = config.forget_after {
+            membership.remember = time;
+        }
         let (gossip, gossip_requests, peers) =
             Gossip::new(membership, identity, socket, config.join.clone(), spawner.clone());
         let (converge_requests, requests) = mpsc::channel(64);

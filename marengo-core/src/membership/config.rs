@@ -31,6 +31,9 @@ pub struct MembershipConfig {
     pub node_timeout: Duration,
     /// The most other members to remember, those that are down included. Default: 4096.
     pub max_members: usize,
+    /// For tests: how long a member that is down or left is remembered. Default: a day.
+    #[doc(hidden)]
+    pub remember: Duration,
     /// For tests: what this node does without.
     #[doc(hidden)]
     pub without: Without,
@@ -44,6 +47,7 @@ impl MembershipConfig {
             version: String::new(),
             node_timeout: Duration::from_secs(3),
             max_members: 4096,
+            remember: Duration::from_hours(24),
             without: Without::default(),
         }
     }

@@ -10,8 +10,9 @@ use rand::{Rng, RngExt as _};
 
 use crate::identity::canonical;
 
-/// The first and the last pause between two questions to one seed.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The first and the last pause between two questions to one seed. The last one bounds how long
+/// halves that have forgotten each other take to heal.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// The most seeds that are remembered.
 const MAX_SEEDS: usize = 64;

@@ -12,9 +12,6 @@ use crate::{
     members::Standing,
 };
 
-/// For how long a member that is down or left is remembered.
-const REMEMBER: Duration = Duration::from_hours(24);
-
 /// For how long a member that left is shown.
 const SHOW_LEFT: Duration = Duration::from_hours(1);
 
@@ -330,10 +327,10 @@ impl Roster {
         self.leaving.clear();
     }
 
-    /// Takes out a member that was down or left for a day.
-    pub(super) fn forget_old(&mut self, now: Instant) -> Option<Identity> {
+    /// Takes out a member that was down or left for so long.
+    pub(super) fn forget_old(&mut self, now: Instant, remember: Duration) -> Option<Identity> {
         let old = self.records.values().find(|record| {
-            record.presence != Presence::Active && now.duration_since(record.since) >= REMEMBER
+            record.presence != Presence::Active && now.duration_since(record.since) >= remember
         })?;
         let addr = old.identity.addr;
         self.remove(addr)
@@ -493,8 +490,9 @@ mod tests {
         roster.up(&identity(1), now);
         roster.down(&identity(1), now);
 
-        assert_eq!(roster.forget_old(now + Duration::from_hours(23)), None);
-        assert_eq!(roster.forget_old(now + REMEMBER), Some(identity(1)));
+        let day = Duration::from_hours(24);
+        assert_eq!(roster.forget_old(now + Duration::from_hours(23), day), None);
+        assert_eq!(roster.forget_old(now + day, day), Some(identity(1)));
         assert!(!roster.knows(identity(1).addr));
     }
 }

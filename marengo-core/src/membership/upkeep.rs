@@ -67,7 +67,7 @@ impl Membership {
             return;
         }
         self.tidy_at = now + TIDY_EVERY;
-        while let Some(forgotten) = self.roster.forget_old(now) {
+        while let Some(forgotten) = self.roster.forget_old(now, self.config.remember) {
             self.forget(forgotten);
         }
     }
