@@ -154,6 +154,10 @@ pub(crate) struct ServerArgs {
     /// /sys/fs/bpf/marengo/<bridge>]
     #[arg(long, env = "MARENGO_PIN_DIR", value_name = "DIR")]
     pub pin_dir: Option<PathBuf>,
+    /// Directory in which the members are remembered over a restart of the host [default:
+    /// /var/lib/marengo]
+    #[arg(long, env = "MARENGO_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// What becomes of the data plane when the daemon is told to stop: remove it, or keep it
     /// forwarding for the next start [default: remove]
     #[arg(long, env = "MARENGO_ON_EXIT", value_name = "WHAT")]

@@ -30,6 +30,9 @@ pub(crate) const LISTEN_PORT: u16 = 8080;
 /// VXLAN's port (RFC 7348, section 5).
 pub(crate) const VXLAN_PORT: u16 = 4789;
 
+/// Where members are remembered.
+const STATE_DIR: &str = "/var/lib/marengo";
+
 /// The file, key by key. An unknown key is an error that names its line.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -62,6 +65,7 @@ struct ConfigFile {
     converge_interval: Option<Interval>,
     max_peers: Option<u32>,
     pin_dir: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
     #[serde(deserialize_with = "text")]
     on_exit: Option<OnExit>,
     #[serde(deserialize_with = "text")]
@@ -98,6 +102,7 @@ pub(crate) struct ServerConfig {
     pub converge_interval: Duration,
     pub max_peers: u32,
     pub pin_dir: PathBuf,
+    pub state_dir: PathBuf,
     pub on_exit: OnExit,
     pub attach: AttachMode,
     pub forget_after: Option<Duration>,
@@ -183,6 +188,10 @@ impl ServerConfig {
             converge_interval: seconds(args.converge_interval.or(file.converge_interval), 6),
             max_peers,
             pin_dir,
+            state_dir: args
+                .state_dir
+                .or(file.state_dir)
+                .unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             on_exit: args.on_exit.or(file.on_exit).unwrap_or_default(),
             attach: args.attach.unwrap_or_default(),
             forget_after: args.forget_after.map(|time| time.0),

@@ -41,6 +41,7 @@ use crate::{
     http,
     kernel::{Kernel, KernelConfig, PinsError, bpf::ProgramLog, bpffs, monitor, root_errno},
     preflight::{self, ControlSocket, Ready, SocketFile},
+    remember::Memory,
     signals::Signals,
     tasks::{self, Panics, Spawner},
     values::OnExit,
@@ -252,8 +253,22 @@ impl Daemon {
         if let Some(time) = config.forget_after {
             membership.remember = time;
         }
-        let (gossip, gossip_requests, peers) =
-            Gossip::new(membership, identity, socket, config.join.clone(), spawner.clone());
+        let memory = config
+            .without
+            .has(Control::Remember)
+            .then(|| Memory::load(&config.state_dir, &config.bridge, config.cluster));
+        let (gossip, gossip_requests, peers) = Gossip::new(
+            membership,
+            identity,
+            socket,
+            config.join.clone(),
+            memory.as_ref().map(Memory::addresses).unwrap_or_default(),
+            spawner.clone(),
+        );
+        if let Some(memory) = memory {
+            let keep = memory.keep(gossip_requests.downgrade(), peers.clone());
+            spawner.spawn("memory", keep);
+        }
         let (converge_requests, requests) = mpsc::channel(64);
 
         let (stop_http, stop_converge) = (CancellationToken::new(), CancellationToken::new());

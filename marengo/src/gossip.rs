@@ -18,7 +18,7 @@ use std::{
 
 use marengo_core::{
     identity::Identity,
-    members::{Member, PeerTable},
+    members::{Member, MemberState, PeerTable},
     membership::{Membership, MembershipConfig, MembershipEvent, SyncMessage, SyncRefusal},
 };
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -36,6 +36,8 @@ use crate::{api::GossipView, tasks::Spawner, values::Seed};
 pub(crate) enum Request {
     /// Who is there?
     Members(oneshot::Sender<Members>),
+    /// Who is worth remembering over a restart of the host?
+    Known(oneshot::Sender<Known>),
     /// An exchange that another node began.
     Sync(Box<SyncMessage>, oneshot::Sender<Result<SyncMessage, SyncRefusal>>),
     /// The answer to an exchange that this node began.
@@ -59,6 +61,14 @@ pub(crate) struct Members {
     pub conflicts: Vec<String>,
     /// Counters.
     pub counters: GossipView,
+}
+
+/// Addresses of this node, of those who are or were members, and of those who said goodbye.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub own: SocketAddr,
+    pub members: Vec<SocketAddr>,
+    pub left: Vec<SocketAddr>,
 }
 
 /// At most one line about refused datagrams in this time.
@@ -91,6 +101,7 @@ impl Gossip {
         identity: Identity,
         socket: GossipSocket,
         seeds: Vec<Seed>,
+        remembered: Vec<SocketAddr>,
         spawner: Spawner,
     ) -> (Self, mpsc::Sender<Request>, watch::Receiver<PeerTable>) {
         let now = Instant::now();
@@ -98,8 +109,9 @@ impl Gossip {
             Membership::new(now, config, identity, StdRng::seed_from_u64(rand::random()));
         let (request_sender, requests) = mpsc::channel(64);
         let (peers, peers_receiver) = watch::channel(PeerTable::default());
-        if !seeds.is_empty() {
-            spawner.spawn("seeds", seeds::keep_resolved(seeds, request_sender.clone()));
+        if !(seeds.is_empty() && remembered.is_empty()) {
+            let resolving = seeds::keep_resolved(seeds, remembered, request_sender.clone());
+            spawner.spawn("seeds", resolving);
         }
         let gossip = Self {
             membership,
@@ -196,6 +208,9 @@ impl Gossip {
         match request {
             Request::Members(answer) => {
                 answer.send(self.members()).ok();
+            }
+            Request::Known(answer) => {
+                answer.send(self.known()).ok();
             }
             Request::Sync(message, answer) => {
                 answer.send(self.membership.handle_sync(now, &message)).ok();
@@ -294,6 +309,16 @@ impl Gossip {
             conflicts: self.membership.conflicts().map(ToString::to_string).collect(),
             counters: self.counters(),
         }
+    }
+
+    fn known(&self) -> Known {
+        let own = self.membership.identity().addr;
+        let others = self.membership.members().into_iter().filter(|m| m.identity.addr != own);
+        let (left, members): (Vec<_>, Vec<_>) =
+            others.partition(|member| member.state == MemberState::Left);
+        let addresses =
+            |members: Vec<Member>| members.iter().map(|member| member.identity.addr).collect();
+        Known { own, members: addresses(members), left: addresses(left) }
     }
 
     fn counters(&self) -> GossipView {

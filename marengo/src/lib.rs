@@ -18,6 +18,7 @@ mod gossip;
 mod http;
 mod kernel;
 mod preflight;
+mod remember;
 mod remove;
 mod signals;
 mod tasks;

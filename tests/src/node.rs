@@ -172,6 +172,11 @@ impl Node {
         &self.files.socket
     }
 
+    /// Where its daemon remembers the members.
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder().join(format!("{}.state", self.number))
+    }
+
     /// The folder of the test, for files of its own.
     pub fn folder(&self) -> PathBuf {
         self.sandbox.folder()
@@ -201,6 +206,7 @@ impl Node {
         default("--node-name", &self.name());
         default("--pin-dir", &self.files.pins);
         default("--socket", &self.files.socket);
+        default("--state-dir", &self.state_dir());
         command
     }
 

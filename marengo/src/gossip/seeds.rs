@@ -14,9 +14,17 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// A name may stand for many hosts; so many of them are asked.
 const MAX_PER_NAME: usize = 32;
 
-/// Tells the gossip task the seeds' addresses until it is gone. Addresses are told at once; a name
-/// that cannot be looked up keeps the addresses that it had.
-pub(super) async fn keep_resolved(seeds: Vec<Seed>, requests: mpsc::Sender<Request>) {
+/// The membership asks so many seeds at a time (`Membership::set_seeds`).
+const ASKED_AT_ONCE: usize = 64;
+
+/// Tells the gossip task the seeds' addresses until it is gone, and behind them those that were
+/// remembered, in turns if they are many. Addresses are told at once; a name that cannot be looked up
+/// keeps the addresses that it had.
+pub(super) async fn keep_resolved(
+    seeds: Vec<Seed>,
+    mut remembered: Vec<SocketAddr>,
+    requests: mpsc::Sender<Request>,
+) {
     let mut known: BTreeMap<&Seed, Vec<SocketAddr>> = BTreeMap::new();
     for seed in &seeds {
         if let Seed::Address(address) = seed {
@@ -26,7 +34,7 @@ pub(super) async fn keep_resolved(seeds: Vec<Seed>, requests: mpsc::Sender<Reque
     let mut wait = FIRST_RETRY;
     let mut failing = false;
     loop {
-        if requests.send(Request::Seeds(addresses(&known))).await.is_err() {
+        if requests.send(Request::Seeds(addresses(&known, &remembered))).await.is_err() {
             return;
         }
         let mut failure = None;
@@ -35,16 +43,20 @@ pub(super) async fn keep_resolved(seeds: Vec<Seed>, requests: mpsc::Sender<Reque
             match lookup_host((name.as_str(), *port)).await {
                 Ok(found) => {
                     known.insert(seed, found.take(MAX_PER_NAME).collect());
-                    if requests.send(Request::Seeds(addresses(&known))).await.is_err() {
+                    if requests.send(Request::Seeds(addresses(&known, &remembered))).await.is_err()
+                    {
                         return;
                     }
                 }
                 Err(error) => failure = Some((name, error)),
             }
         }
-        if seeds.iter().all(|seed| matches!(seed, Seed::Address(_))) {
+        let fixed = seeds.iter().all(|seed| matches!(seed, Seed::Address(_)));
+        if fixed && seeds.len() + remembered.len() <= ASKED_AT_ONCE {
             return;
         }
+        let turn = (ASKED_AT_ONCE / 2).min(remembered.len());
+        remembered.rotate_left(turn);
         match &failure {
             Some((name, error)) if !failing => {
                 warn!(seed = %name, %error, "failed to look up a seed's name; trying again");
@@ -58,9 +70,13 @@ pub(super) async fn keep_resolved(seeds: Vec<Seed>, requests: mpsc::Sender<Reque
     }
 }
 
-fn addresses(known: &BTreeMap<&Seed, Vec<SocketAddr>>) -> Vec<SocketAddr> {
+fn addresses(
+    known: &BTreeMap<&Seed, Vec<SocketAddr>>,
+    remembered: &[SocketAddr],
+) -> Vec<SocketAddr> {
     let mut addresses: Vec<SocketAddr> = known.values().flatten().copied().collect();
     addresses.sort_unstable();
     addresses.dedup();
+    addresses.extend(remembered);
     addresses
 }

@@ -112,6 +112,7 @@ impl Mesh {
         let mut server = netns::command(&node.namespace, &self.daemon.to_string_lossy());
         server.arg("--socket").arg(&node.socket).args(["server", "--node-name", &node.name()]);
         server.arg("--pin-dir").arg(&node.pins);
+        server.arg("--state-dir").arg(node.socket.with_extension("state"));
         if at > 0 {
             let seed = self.nodes[0].underlay();
             server.arg("--join").arg(format!("{seed}:{GOSSIP_PORT}"));

@@ -120,6 +120,7 @@ pub(super) fn start(lab: &mut Lab, daemon: &Path, node: &Node, seed: &Node) -> R
     server.env("MARENGO_CONFIG", "/dev/null");
     server.arg("--socket").arg(&node.socket).args(["server", "--node-name", &node.name()]);
     server.arg("--pin-dir").arg(&node.pins);
+    server.arg("--state-dir").arg(node.socket.with_extension("state"));
     if node.number != seed.number {
         server.arg("--join").arg(format!("{}:{GOSSIP_PORT}", seed.underlay()));
     }
