@@ -21,6 +21,8 @@ pub enum Object {
     Device,
     /// The name of a link.
     Name(Link),
+    /// The device's alias and address mode.
+    Alias,
     /// The device's place in the bridge.
     Port,
     /// That a link is up.
@@ -45,6 +47,8 @@ impl Object {
         Some(match op {
             Op::CreateBridge { .. } => Self::Bridge,
             Op::CreateDevice { .. } | Op::DeleteDevice => Self::Device,
+            Op::FinishDevice => Self::Alias,
+            Op::Rename { link, .. } => Self::Name(*link),
             Op::SetMtu { link, .. } => Self::Mtu(*link),
             Op::Enslave => Self::Port,
             Op::SetUp(link) => Self::Up(*link),
@@ -74,13 +78,15 @@ impl Object {
             ),
             Self::Device => matches!(
                 other,
-                Self::Up(Link::Device)
+                Self::Alias
+                    | Self::Up(Link::Device)
                     | Self::Mtu(Link::Device)
                     | Self::Hook(Hook::DeviceIngress | Hook::DeviceEgress)
                     | Self::Port
                     | Self::Settings
             ),
             Self::Name(_)
+            | Self::Alias
             | Self::Port
             | Self::Up(_)
             | Self::Mtu(_)
@@ -110,6 +116,7 @@ impl fmt::Display for Object {
             Self::Bridge => f.pad("bridge"),
             Self::Device => f.pad("device"),
             Self::Name(link) => write!(f, "name of the {link}"),
+            Self::Alias => f.pad("alias of the device"),
             Self::Port => f.pad("device as a port of the bridge"),
             Self::Up(link) => write!(f, "{link} up"),
             Self::Mtu(link) => write!(f, "mtu of the {link}"),

@@ -29,7 +29,6 @@ use self::{
     rejoin::{Questions, Seeds},
     renewal::Renewals,
     renumber::Telling,
-    restart::Restarting,
     roster::{Presence, Roster},
     timers::Timers,
 };
@@ -60,7 +59,6 @@ mod outbox;
 mod rejoin;
 mod renewal;
 mod renumber;
-mod restart;
 mod roster;
 mod standing;
 mod sync;
@@ -126,7 +124,6 @@ pub struct Membership {
     began: (Instant, Generation),
     /// Who has yet to hear of this node's new address.
     telling: Option<Telling>,
-    restarting: Restarting,
     seeds: Seeds,
     questions: Questions,
     lost_at: Option<Instant>,
@@ -155,7 +152,6 @@ enum Phase {
     Leaving {
         again_at: Instant,
         to: Vec<SocketAddr>,
-        word: envelope::Kind,
     },
     Left,
 }
@@ -198,7 +194,6 @@ impl Membership {
             identity_changed: false,
             began: (now, identity.generation),
             telling: None,
-            restarting: Restarting::default(),
             seeds: Seeds::default(),
             questions: Questions::default(),
             lost_at: None,
@@ -264,7 +259,6 @@ impl Membership {
             self.drain(now, None);
         }
         self.tell_address(now);
-        self.end_restarts(now);
         self.ask_seeds(now);
         self.ask_lost(now);
         self.sync_now_and_then(now);
@@ -305,13 +299,8 @@ impl Membership {
             Phase::Left => return None,
         }
         let telling = self.telling.as_ref().map(Telling::next_deadline);
-        let optional = [
-            self.timers.next_deadline(),
-            self.seeds.next_deadline(),
-            self.lost_at,
-            telling,
-            self.restarting.next_deadline(),
-        ];
+        let optional =
+            [self.timers.next_deadline(), self.seeds.next_deadline(), self.lost_at, telling];
         optional.into_iter().flatten().chain([self.sync_at, self.tidy_at]).min()
     }
 
@@ -332,9 +321,6 @@ impl Membership {
         let others = self.roster.shown(self.latest).map(|record| Member {
             identity: record.identity.clone(),
             state: match record.presence {
-                Presence::Active if self.restarting.has(&record.identity) => {
-                    MemberState::Restarting
-                }
                 Presence::Active if self.suspects.contains(&record.identity.addr) => {
                     MemberState::Suspect
                 }

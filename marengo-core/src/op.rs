@@ -61,6 +61,16 @@ pub enum Op {
         /// Bytes.
         mtu: u16,
     },
+    /// Sets what cannot be part of the message that makes the device: what people look at, and that
+    /// it has no address of its own.
+    FinishDevice,
+    /// Gives a link its name back.
+    Rename {
+        /// Which link.
+        link: Link,
+        /// The kernel's number for it.
+        ifindex: u32,
+    },
     /// Removes the device and all that hangs on it.
     DeleteDevice,
     /// Sets a link's MTU.
@@ -111,6 +121,8 @@ impl Op {
             | Self::DeleteFlood(_) => true,
             Self::CreateBridge { .. }
             | Self::CreateDevice { .. }
+            | Self::FinishDevice
+            | Self::Rename { .. }
             | Self::DeleteDevice
             | Self::SetMtu { .. }
             | Self::Enslave
@@ -149,6 +161,8 @@ impl fmt::Display for Op {
             Self::CreateDevice { port, mtu } => {
                 write!(f, "create vxlan device external dstport {port} mtu {mtu}")
             }
+            Self::FinishDevice => f.write_str("set device alias and addrgenmode none"),
+            Self::Rename { link, ifindex } => write!(f, "give link {ifindex} the {link}'s name"),
             Self::DeleteDevice => f.write_str("delete vxlan device"),
             Self::SetMtu { link, mtu } => write!(f, "set {link} mtu {mtu}"),
             Self::Enslave => f.write_str("set device master bridge"),

@@ -77,6 +77,9 @@ pub fn plan_teardown(observed: &ObservedState) -> Plan {
         if !device.ours {
             return Plan { ops, obstacle: Some(Obstacle::DeviceIsForeign) };
         }
+        if !device.named {
+            ops.push(Op::Rename { link: Link::Device, ifindex: device.ifindex });
+        }
         if device.up {
             ops.push(Op::SetDeviceDown);
         }
@@ -117,6 +120,9 @@ fn plan_device<'a>(
     ops: &mut Vec<Op>,
 ) -> Option<&'a ObservedDevice> {
     let device = fitting_device(desired, observed);
+    if let Some(device) = observed.device.as_ref().filter(|device| !device.named) {
+        ops.push(Op::Rename { link: Link::Device, ifindex: device.ifindex });
+    }
     match device {
         Some(device) => {
             let wanted = Settings { vxlan_ifindex: device.ifindex, ..desired.settings };
@@ -143,14 +149,22 @@ fn plan_bridge(
     ops: &mut Vec<Op>,
 ) {
     let mtu = desired.mtu;
+    if let Some(bridge) = observed.bridge.as_ref().filter(|bridge| !bridge.named) {
+        ops.push(Op::Rename { link: Link::Bridge, ifindex: bridge.ifindex });
+    }
     match &observed.bridge {
         None => ops.extend([Op::CreateBridge { mtu }, Op::SetUp(Link::Bridge)]),
         Some(bridge) if !bridge.up => ops.push(Op::SetUp(Link::Bridge)),
         Some(_) => {}
     }
     match device {
-        None => ops.push(Op::CreateDevice { port: desired.port, mtu }),
+        None => {
+            ops.extend([Op::CreateDevice { port: desired.port, mtu }, Op::FinishDevice]);
+        }
         Some(device) => {
+            if !device.finished {
+                ops.push(Op::FinishDevice);
+            }
             let bridge = observed.bridge.as_ref().map(|bridge| bridge.ifindex);
             if device.master.is_none() || device.master != bridge {
                 ops.push(Op::Enslave);

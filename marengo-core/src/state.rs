@@ -49,6 +49,8 @@ pub struct ObservedState {
 pub struct ObservedBridge {
     /// The kernel's number for it.
     pub ifindex: u32,
+    /// Whether it has the bridge's name: another hand may have given it another one.
+    pub named: bool,
     /// Whether it is a bridge at all.
     pub is_bridge: bool,
     /// Administratively up.
@@ -59,13 +61,18 @@ pub struct ObservedBridge {
 
 /// A link with the device's name.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct ObservedDevice {
     /// The kernel's number for it.
     pub ifindex: u32,
+    /// Whether it has the device's name: another hand may have given it another one.
+    pub named: bool,
     /// Carries our mark: a VXLAN device with our alias.
     pub ours: bool,
     /// Made the way we make it: collect-metadata, without learning.
     pub collects_metadata: bool,
+    /// Has what cannot be part of the message that makes it: an alias, and no address of its own.
+    pub finished: bool,
     /// UDP port.
     pub port: u16,
     /// Interface index of the bridge that it is a port of.

@@ -28,6 +28,7 @@ impl FakeKernel {
                 let ifindex = take(&mut self.next_ifindex);
                 state.bridge = Some(ObservedBridge {
                     ifindex,
+                    named: true,
                     is_bridge: true,
                     up: false,
                     mtu: u32::from(*mtu),
@@ -39,17 +40,31 @@ impl FakeKernel {
                 let bridge = state.bridge.as_ref().ok_or("no bridge to be a port of")?;
                 state.device = Some(ObservedDevice {
                     ifindex: take(&mut self.next_ifindex),
+                    named: true,
                     ours: true,
                     collects_metadata: true,
+                    finished: false,
                     port: *port,
                     master: Some(bridge.ifindex),
                     up: false,
                     mtu: u32::from(*mtu),
                 });
             }
+            Op::FinishDevice => device(state)?.finished = true,
+            Op::Rename { link: Link::Bridge, ifindex } => {
+                let bridge = state.bridge.as_mut().ok_or("no bridge")?;
+                require(bridge.ifindex == *ifindex, "another link was renamed")?;
+                bridge.named = true;
+            }
+            Op::Rename { link: Link::Device, ifindex } => {
+                let device = state.device.as_mut().ok_or("no device")?;
+                require(device.ours && device.ifindex == *ifindex, "another link was renamed")?;
+                device.named = true;
+            }
             Op::DeleteDevice => {
                 let device = state.device.take().ok_or("no device to delete")?;
                 require(device.ours, "a foreign device was deleted")?;
+                require(device.named, "there is no device of that name")?;
                 state.hooks.remove(&Hook::DeviceIngress);
                 state.hooks.remove(&Hook::DeviceEgress);
             }
@@ -125,12 +140,14 @@ impl FakeKernel {
 fn bridge(state: &mut ObservedState) -> Result<&mut ObservedBridge, String> {
     let bridge = state.bridge.as_mut().ok_or("no bridge")?;
     require(bridge.is_bridge, "a link that is no bridge was changed")?;
+    require(bridge.named, "there is no bridge of that name")?;
     Ok(bridge)
 }
 
 fn device(state: &mut ObservedState) -> Result<&mut ObservedDevice, String> {
     let device = state.device.as_mut().ok_or("no device")?;
     require(device.ours, "a foreign device was changed")?;
+    require(device.named, "there is no device of that name")?;
     Ok(device)
 }
 

@@ -247,12 +247,7 @@ impl World {
         let shown: BTreeMap<SocketAddr, Identity> = membership
             .members()
             .into_iter()
-            .filter(|member| {
-                matches!(
-                    member.state,
-                    MemberState::Alive | MemberState::Suspect | MemberState::Restarting
-                )
-            })
+            .filter(|member| matches!(member.state, MemberState::Alive | MemberState::Suspect))
             .map(|member| (member.identity.addr, member.identity))
             .filter(|(addr, _)| *addr != membership.identity().addr)
             .collect();

@@ -27,7 +27,7 @@ use marengo_core::{
     op::{Hook, Link, Op},
     settings::DataPlane,
     slots::Slot,
-    state::ObservedState,
+    state::{ObservedBridge, ObservedDevice, ObservedState},
 };
 use nix::errno::Errno;
 
@@ -108,10 +108,10 @@ impl Kernel {
     }
 
     async fn try_observe_links(&mut self) -> Result<ObservedState> {
-        let data_plane = &self.config.data_plane;
+        let (bridge, device) = self.find_links().await?;
         Ok(ObservedState {
-            bridge: self.links.observe_bridge(&data_plane.bridge).await?,
-            device: self.links.observe_device(&data_plane.device).await?,
+            bridge,
+            device,
             // As if all were there: to detach what is not is a success.
             hooks: Hook::ALL.into(),
             ..ObservedState::default()
@@ -130,10 +130,20 @@ impl Kernel {
         }
     }
 
+    /// Finds the two links, also under names that another hand has given them.
+    async fn find_links(&self) -> Result<(Option<ObservedBridge>, Option<ObservedDevice>)> {
+        let data_plane = &self.config.data_plane;
+        let mut bridge = self.links.observe_bridge(&data_plane.bridge).await?;
+        if let (None, Some(ifindex)) = (&bridge, self.seen.bridge()) {
+            bridge = self.links.find_renamed_bridge(&data_plane.bridge, ifindex).await?;
+        }
+        let (name, pin_dir) = (&data_plane.device, &self.config.pin_dir);
+        Ok((bridge, self.links.find_device(name, pin_dir).await?))
+    }
+
     async fn try_observe(&mut self, peers: &[IpAddr]) -> Result<ObservedState> {
         let data_plane = &self.config.data_plane;
-        let bridge = self.links.observe_bridge(&data_plane.bridge).await?;
-        let device = self.links.observe_device(&data_plane.device).await?;
+        let (bridge, device) = self.find_links().await?;
         let ifindex = |link: Link| match link {
             Link::Bridge => bridge.as_ref().map(|bridge| bridge.ifindex),
             Link::Device => device.as_ref().map(|device| device.ifindex),
@@ -178,7 +188,13 @@ impl Kernel {
                 self.hooks.forget(Hook::DeviceIngress);
                 self.hooks.forget(Hook::DeviceEgress);
                 let (device, bridge) = (&data_plane.device, &data_plane.bridge);
-                self.links.create_device(device, bridge, *port, *mtu, &self.config.pin_dir).await
+                self.links.create_device(device, bridge, *port, *mtu).await
+            }
+            Op::FinishDevice => {
+                self.links.finish_device(&data_plane.device, &self.config.pin_dir).await
+            }
+            Op::Rename { link, ifindex } => {
+                self.links.rename(*ifindex, self.config.link_name(*link)).await
             }
             Op::DeleteDevice => self.links.delete_device(&data_plane.device).await,
             Op::SetMtu { link, mtu } => {

@@ -199,7 +199,7 @@ async fn links(config: &ServerConfig) -> Result<bool, Failure> {
         );
         return Err(Failure::new(Kind::Foreign, message));
     }
-    let observed = links.observe_device(device).await.or_failure(Kind::Failed)?;
+    let observed = links.find_device(device, &config.pin_dir).await.or_failure(Kind::Failed)?;
     if observed.as_ref().is_some_and(|observed| !observed.ours) {
         let message = format!(
             "the link {device} exists and was not made by Marengo; remove it (ip link del \

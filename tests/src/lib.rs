@@ -10,9 +10,9 @@
 pub mod bpf;
 pub mod capture;
 pub mod container;
-pub mod cpu_quota;
 pub mod diagnostics;
 pub mod exec;
+pub mod faults;
 pub mod host_state;
 pub mod http;
 pub mod link_events;
@@ -32,6 +32,6 @@ pub mod wait;
 mod watchdog;
 
 pub use self::{
-    capture::Capture, container::Container, host_state::HostState, mesh::Mesh, netns::Namespace,
-    node::Node, probe::Probe,
+    capture::Capture, container::Container, faults::Saboteur, host_state::HostState, mesh::Mesh,
+    netns::Namespace, node::Node, probe::Probe,
 };

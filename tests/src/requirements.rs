@@ -73,3 +73,14 @@ pub fn long() -> bool {
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace")
 }
+
+/// The seed of a test of chances: `MARENGO_SEED`, or a new one. Printed, so that a run can be
+/// repeated.
+pub fn seed() -> u64 {
+    let seed = std::env::var("MARENGO_SEED").map_or_else(
+        |_| rand::random(),
+        |text| text.parse().unwrap_or_else(|_| panic!("MARENGO_SEED is no number: {text:?}")),
+    );
+    eprintln!("MARENGO_SEED={seed}");
+    seed
+}

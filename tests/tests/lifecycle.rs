@@ -13,7 +13,7 @@ use marengo_tests::{
     link_events::LinkEvents,
     node::{BRIDGE, DEVICE},
     packet::{self, BROADCAST},
-    require_root, requirements, wait,
+    require_root, wait,
 };
 use nix::sys::signal::Signal;
 
@@ -198,54 +198,6 @@ fn kernels_without_tcx_get_clsact_filters() {
     let left = one.namespace.run(&format!("tc filter show dev {BRIDGE} egress"));
     assert_eq!(left.trim(), "");
     assert!(!one.pins().exists());
-}
-
-#[test]
-fn start_that_is_killed_anywhere_is_finished_by_the_next_and_leaves_nothing() {
-    require_root!();
-    let mesh = Mesh::within(2, Duration::from_mins(8));
-    let (node, peer) = (mesh.node(1), mesh.node(2));
-    peer.start(&[]);
-    peer.address_bridge();
-    node.namespace.ip(&format!("link add {BRIDGE} type bridge"));
-    node.address_bridge();
-    let before = HostState::of(node);
-    let seed = peer.seed();
-    let mut killed = 0;
-
-    // Some of the calls that change something, or all of them.
-    let step = if requirements::runs(1) > 1 { 1 } else { 8 };
-    let bpf = (1..120).step_by(step).map(|when| format!("bpf:signal=KILL:when={when}"));
-    let netlink = (1..60).step_by(step).map(|when| format!("sendto:signal=KILL:when={when}"));
-    for fault in bpf.chain(netlink) {
-        let what = format!("inject={fault}");
-        let wrapper =
-            ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "signal=none", "-e", &what];
-        node.launch(&wrapper, &["-j", &seed]);
-        wait::until("it is killed or answers", Duration::from_secs(10), || {
-            !node.is_running() || node.view().get("/v1/status").is_some()
-        });
-        if node.is_running() {
-            node.kill();
-        } else {
-            killed += 1;
-            node.wait_ended(Duration::from_secs(1));
-        }
-
-        node.start(&["-j", &seed]);
-        mesh.wait_converged();
-        assert_eq!(bpf::attachments(&node.namespace).len(), 3, "{fault}");
-        wait::until("the overlay works", Duration::from_secs(3), || {
-            node.namespace.pings(&peer.overlay().to_string(), 1)
-        });
-        assert!(node.stop().success(), "{fault}\n{}", node.log());
-        let mut after = HostState::of(node);
-        // The bridge was made bigger, or smaller: as the underlay asks for.
-        after.links.clone_from(&before.links);
-        assert_eq!(after, before, "{fault}");
-        assert_eq!(node.namespace.link(DEVICE), None, "{fault}");
-    }
-    assert!(killed >= 5, "only {killed} starts were killed");
 }
 
 /// The order of the daemon's own system calls: nothing else can open the device.

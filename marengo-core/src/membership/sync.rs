@@ -271,9 +271,7 @@ impl Membership {
                         SyncState::Suspect => State::Suspect,
                         SyncState::Alive | SyncState::Down | SyncState::Left => State::Alive,
                     };
-                    let update = Member::new(identity, incarnation, state);
-                    self.note_restart(now, &update);
-                    updates.push(update);
+                    updates.push(Member::new(identity, incarnation, state));
                 }
                 SyncState::Left if is_known => {
                     self.events.extend(self.roster.mark_leaving(&identity));

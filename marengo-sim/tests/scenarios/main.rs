@@ -9,7 +9,6 @@ mod join;
 mod leave;
 mod partition;
 mod renumber;
-mod restart;
 mod stall;
 
 use std::time::Duration;

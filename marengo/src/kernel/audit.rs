@@ -24,6 +24,10 @@ impl Seen {
             device: device.map(|device| device.ifindex),
         }
     }
+
+    pub(super) const fn bridge(self) -> Option<u32> {
+        self.bridge
+    }
 }
 
 impl Kernel {

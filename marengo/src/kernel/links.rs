@@ -48,56 +48,67 @@ impl Links {
     }
 
     pub(crate) async fn observe_bridge(&self, name: &IfName) -> Result<Option<ObservedBridge>> {
-        Ok(self.find(name).await?.map(|link| ObservedBridge {
-            ifindex: link.header.index,
-            is_bridge: kind(&link) == Some(&InfoKind::Bridge),
-            up: link.header.flags.contains(LinkFlags::Up),
-            mtu: mtu(&link),
-        }))
+        Ok(self.find(name).await?.map(|link| observed_bridge(&link, name)))
+    }
+
+    /// The bridge that had the name, as far as its number is known, if another hand has given it
+    /// another one.
+    pub(super) async fn find_renamed_bridge(
+        &self,
+        name: &IfName,
+        ifindex: u32,
+    ) -> Result<Option<ObservedBridge>> {
+        let mut links = Box::pin(self.handle.link().get().match_index(ifindex).execute());
+        match answered("look up a link", links.try_next()).await? {
+            Ok(Some(link)) => {
+                let bridge = observed_bridge(&link, name);
+                Ok(Some(bridge).filter(|bridge| bridge.is_bridge))
+            }
+            Ok(None) => Err(NoAnswer.into()),
+            Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(anyhow!(error).context(format!("failed to look up link {ifindex}"))),
+        }
     }
 
     pub(crate) async fn observe_device(&self, name: &IfName) -> Result<Option<ObservedDevice>> {
-        Ok(self.find(name).await?.map(|link| {
-            let vxlan = vxlan_attributes(&link);
-            let flag = |wanted: fn(&InfoVxlan) -> Option<bool>| {
-                vxlan.iter().find_map(wanted).unwrap_or_default()
-            };
-            let external = flag(|info| match info {
-                InfoVxlan::CollectMetadata(on) => Some(*on),
-                _ => None,
-            });
-            let learning = flag(|info| match info {
-                InfoVxlan::Learning(on) => Some(*on),
-                _ => None,
-            });
-            let port = vxlan.iter().find_map(|info| match info {
-                InfoVxlan::Port(port) => Some(*port),
-                _ => None,
-            });
-            ObservedDevice {
-                ifindex: link.header.index,
-                ours: kind(&link) == Some(&InfoKind::Vxlan) && group(&link) == Some(GROUP),
-                collects_metadata: external && !learning,
-                port: port.unwrap_or_default(),
-                master: link.attributes.iter().find_map(|attribute| match attribute {
-                    LinkAttribute::Controller(ifindex) => Some(*ifindex),
-                    _ => None,
-                }),
-                up: link.header.flags.contains(LinkFlags::Up),
-                mtu: mtu(&link),
-            }
-        }))
+        Ok(self.find(name).await?.map(|link| observed_device(&link, name)))
+    }
+
+    /// As [`Links::observe_device`], also if another hand has given our device another name.
+    pub(crate) async fn find_device(
+        &self,
+        name: &IfName,
+        pin_dir: &Path,
+    ) -> Result<Option<ObservedDevice>> {
+        match self.observe_device(name).await? {
+            None => self.find_renamed_device(name, pin_dir).await,
+            device => Ok(device),
+        }
+    }
+
+    /// Our device, told by its mark and its programs' pin directory, if another hand has given it
+    /// another name. Reads all links: only for when there is none of the name.
+    async fn find_renamed_device(
+        &self,
+        name: &IfName,
+        pin_dir: &Path,
+    ) -> Result<Option<ObservedDevice>> {
+        let links = self.handle.link().get().execute();
+        let links: Vec<LinkMessage> = answered("links", links.try_collect()).await??;
+        let ours = links.iter().find(|link| is_ours(link) && pinned_in(link) == Some(pin_dir));
+        Ok(ours.map(|link| observed_device(link, name)))
     }
 
     /// The pin directory of our device's programs, as far as the device tells.
     pub(super) async fn device_pin_dir(&self, name: &IfName) -> Result<Option<PathBuf>> {
         let link = self.find(name).await?.filter(|link| group(link) == Some(GROUP));
-        Ok(link.and_then(|link| {
-            link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfAlias(alias) => alias.strip_prefix(ALIAS).map(PathBuf::from),
-                _ => None,
-            })
-        }))
+        Ok(link.as_ref().and_then(pinned_in).map(Path::to_owned))
+    }
+
+    /// Gives a link its name back.
+    pub(super) async fn rename(&self, ifindex: u32, name: &IfName) -> Result<()> {
+        let message = LinkUnspec::new_with_index(ifindex).name(name.to_string()).build();
+        self.change(message).await
     }
 
     pub(super) async fn ifindex(&self, name: &IfName) -> Result<u32> {
@@ -149,7 +160,6 @@ impl Links {
         bridge: &IfName,
         port: u16,
         mtu: u16,
-        pin_dir: &Path,
     ) -> Result<()> {
         let bridge = self.ifindex(bridge).await?;
         let message = LinkMessageBuilder::<LinkVxlan>::new(name.as_str())
@@ -161,8 +171,11 @@ impl Links {
             .learning(false)
             .port(port)
             .build();
-        answered("create", self.handle.link().add(message).execute()).await??;
+        Ok(answered("create", self.handle.link().add(message).execute()).await??)
+    }
 
+    /// Sets what cannot be part of the message that makes the device.
+    pub(super) async fn finish_device(&self, name: &IfName, pin_dir: &Path) -> Result<()> {
         let ifindex = self.ifindex(name).await?;
         let alias = format!("{ALIAS}{}", pin_dir.display());
         self.change(LinkUnspec::new_with_index(ifindex).alias(alias).build()).await?;
@@ -266,6 +279,81 @@ impl Links {
     async fn change(&self, message: LinkMessage) -> Result<()> {
         Ok(answered("change", self.handle.link().change(message).execute()).await??)
     }
+}
+
+fn observed_bridge(link: &LinkMessage, name: &IfName) -> ObservedBridge {
+    ObservedBridge {
+        ifindex: link.header.index,
+        named: has_name(link, name),
+        is_bridge: kind(link) == Some(&InfoKind::Bridge),
+        up: link.header.flags.contains(LinkFlags::Up),
+        mtu: mtu(link),
+    }
+}
+
+fn observed_device(link: &LinkMessage, name: &IfName) -> ObservedDevice {
+    let vxlan = vxlan_attributes(link);
+    let flag =
+        |wanted: fn(&InfoVxlan) -> Option<bool>| vxlan.iter().find_map(wanted).unwrap_or_default();
+    let external = flag(|info| match info {
+        InfoVxlan::CollectMetadata(on) => Some(*on),
+        _ => None,
+    });
+    let learning = flag(|info| match info {
+        InfoVxlan::Learning(on) => Some(*on),
+        _ => None,
+    });
+    let port = vxlan.iter().find_map(|info| match info {
+        InfoVxlan::Port(port) => Some(*port),
+        _ => None,
+    });
+    ObservedDevice {
+        ifindex: link.header.index,
+        named: has_name(link, name),
+        ours: is_ours(link),
+        collects_metadata: external && !learning,
+        finished: pinned_in(link).is_some() && !makes_addresses(link),
+        port: port.unwrap_or_default(),
+        master: link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Controller(ifindex) => Some(*ifindex),
+            _ => None,
+        }),
+        up: link.header.flags.contains(LinkFlags::Up),
+        mtu: mtu(link),
+    }
+}
+
+fn is_ours(link: &LinkMessage) -> bool {
+    kind(link) == Some(&InfoKind::Vxlan) && group(link) == Some(GROUP)
+}
+
+fn has_name(link: &LinkMessage, name: &IfName) -> bool {
+    link.attributes.iter().any(
+        |attribute| matches!(attribute, LinkAttribute::IfName(found) if found == name.as_str()),
+    )
+}
+
+/// The pin directory in the alias of a device of ours.
+fn pinned_in(link: &LinkMessage) -> Option<&Path> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => alias.strip_prefix(ALIAS).map(Path::new),
+        _ => None,
+    })
+}
+
+/// Whether the link gets an IPv6 address by itself when it comes up. A host without IPv6 says nothing.
+fn makes_addresses(link: &LinkMessage) -> bool {
+    let families = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::AfSpecUnspec(families) => Some(families.as_slice()),
+        _ => None,
+    });
+    let inet6 = families.unwrap_or_default().iter().find_map(|family| match family {
+        AfSpecUnspec::Inet6(attributes) => Some(attributes.as_slice()),
+        _ => None,
+    });
+    inet6.unwrap_or_default().iter().any(|attribute| {
+        matches!(attribute, AfSpecInet6::AddrGenMode(mode) if *mode != In6AddrGenMode::None)
+    })
 }
 
 fn random_mac() -> MacAddr {
