@@ -158,6 +158,7 @@ impl Heard {
     const STRANGER: u32 = 1 << 31;
 
     /// The moment `now_ns` of the monotonic clock, in the map's units.
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is kept")]
     pub const fn tick(now_ns: u64) -> u32 {
         (now_ns >> Self::SHIFT) as u32 & !Self::STRANGER
     }
@@ -230,6 +231,7 @@ pub struct MacEntry {
 
 impl MacEntry {
     /// The moment `now_ns` of the monotonic clock, in the units of [`MacEntry::moved_at`].
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is kept")]
     pub const fn move_tick(now_ns: u64) -> u32 {
         (now_ns >> 24) as u32
     }

@@ -16,6 +16,8 @@ pub enum MemberState {
     Alive,
     /// It missed a probe and is given time to refute. The data plane treats it as alive.
     Suspect,
+    /// It said that its daemon goes and its data plane stays, and that it comes back soon.
+    Restarting,
     /// It was declared failed.
     Down,
     /// It said that it leaves.
@@ -28,6 +30,7 @@ impl MemberState {
         match self {
             Self::Alive => "alive",
             Self::Suspect => "suspect",
+            Self::Restarting => "restarting",
             Self::Down => "down",
             Self::Left => "left",
         }

@@ -29,6 +29,7 @@ use self::{
     rejoin::{Questions, Seeds},
     renewal::Renewals,
     renumber::Telling,
+    restart::Restarting,
     roster::{Presence, Roster},
     timers::Timers,
 };
@@ -59,6 +60,7 @@ mod outbox;
 mod rejoin;
 mod renewal;
 mod renumber;
+mod restart;
 mod roster;
 mod standing;
 mod sync;
@@ -124,6 +126,7 @@ pub struct Membership {
     began: (Instant, Generation),
     /// Who has yet to hear of this node's new address.
     telling: Option<Telling>,
+    restarting: Restarting,
     seeds: Seeds,
     questions: Questions,
     lost_at: Option<Instant>,
@@ -152,6 +155,7 @@ enum Phase {
     Leaving {
         again_at: Instant,
         to: Vec<SocketAddr>,
+        word: envelope::Kind,
     },
     Left,
 }
@@ -194,6 +198,7 @@ impl Membership {
             identity_changed: false,
             began: (now, identity.generation),
             telling: None,
+            restarting: Restarting::default(),
             seeds: Seeds::default(),
             questions: Questions::default(),
             lost_at: None,
@@ -259,6 +264,7 @@ impl Membership {
             self.drain(now, None);
         }
         self.tell_address(now);
+        self.end_restarts(now);
         self.ask_seeds(now);
         self.ask_lost(now);
         self.sync_now_and_then(now);
@@ -299,8 +305,13 @@ impl Membership {
             Phase::Left => return None,
         }
         let telling = self.telling.as_ref().map(Telling::next_deadline);
-        let optional =
-            [self.timers.next_deadline(), self.seeds.next_deadline(), self.lost_at, telling];
+        let optional = [
+            self.timers.next_deadline(),
+            self.seeds.next_deadline(),
+            self.lost_at,
+            telling,
+            self.restarting.next_deadline(),
+        ];
         optional.into_iter().flatten().chain([self.sync_at, self.tidy_at]).min()
     }
 
@@ -321,6 +332,9 @@ impl Membership {
         let others = self.roster.shown(self.latest).map(|record| Member {
             identity: record.identity.clone(),
             state: match record.presence {
+                Presence::Active if self.restarting.has(&record.identity) => {
+                    MemberState::Restarting
+                }
                 Presence::Active if self.suspects.contains(&record.identity.addr) => {
                     MemberState::Suspect
                 }

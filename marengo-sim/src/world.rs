@@ -247,7 +247,12 @@ impl World {
         let shown: BTreeMap<SocketAddr, Identity> = membership
             .members()
             .into_iter()
-            .filter(|member| matches!(member.state, MemberState::Alive | MemberState::Suspect))
+            .filter(|member| {
+                matches!(
+                    member.state,
+                    MemberState::Alive | MemberState::Suspect | MemberState::Restarting
+                )
+            })
             .map(|member| (member.identity.addr, member.identity))
             .filter(|(addr, _)| *addr != membership.identity().addr)
             .collect();

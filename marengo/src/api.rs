@@ -17,7 +17,7 @@ pub struct MemberView {
     pub vtep: IpAddr,
     /// Where its HTTP service listens.
     pub listen: SocketAddr,
-    /// `alive`, `suspect`, `down` or `left`.
+    /// `alive`, `suspect`, `restarting`, `down` or `left`.
     pub state: String,
     /// Which start of the node this is, in milliseconds since 1970 by its clock.
     pub generation: u64,

@@ -111,8 +111,9 @@ async fn status(Extension(doors): Extension<Doors>) -> Response<Body> {
     let data_plane = ask(&doors.converge, converge::Request::Status).await;
     let (Some(members), Some(data_plane)) = (members, data_plane) else { return going_down() };
     let config = &doors.config;
-    let mut by_state: BTreeMap<String, u64> =
-        ["alive", "suspect", "down", "left"].map(|state| (state.to_owned(), 0)).into();
+    let mut by_state: BTreeMap<String, u64> = ["alive", "suspect", "restarting", "down", "left"]
+        .map(|state| (state.to_owned(), 0))
+        .into();
     for member in &members.all {
         *by_state.entry(member.state.name().to_owned()).or_default() += 1;
     }

@@ -330,11 +330,7 @@ impl Daemon {
 
     async fn stop(self, on_exit: OnExit) -> Result<(), Failure> {
         self.stop_http.cancel();
-        // Whoever comes back soon is not gone: the others are told nothing that would take it off
-        // their maps.
-        if on_exit == OnExit::Remove {
-            self.leave().await;
-        }
+        self.leave(on_exit).await;
         self.stop_converge.cancel();
         let converge = timeout(SETTLE_WITHIN, self.converge)
             .await
@@ -350,9 +346,14 @@ impl Daemon {
         Ok(())
     }
 
-    async fn leave(&self) {
+    async fn leave(&self, on_exit: OnExit) {
         let (left, leaving) = oneshot::channel();
-        if self.gossip_requests.send(gossip::Request::Leave(left)).await.is_ok()
+        let request = match on_exit {
+            OnExit::Remove => gossip::Request::Leave(left),
+            // The others keep this node on their maps.
+            OnExit::Keep => gossip::Request::LeaveForRestart(left),
+        };
+        if self.gossip_requests.send(request).await.is_ok()
             && timeout(LEAVE_WITHIN, leaving).await.is_err()
         {
             warn!("could not tell the others in time; they will find out");

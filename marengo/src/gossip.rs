@@ -48,6 +48,8 @@ pub(crate) enum Request {
     Seeds(Vec<SocketAddr>),
     /// Tell everybody that this node leaves; answered when that is done.
     Leave(oneshot::Sender<()>),
+    /// Tell everybody that this node's daemon is back soon; answered when that is done.
+    LeaveForRestart(oneshot::Sender<()>),
 }
 
 /// Who is there, and how gossip fares.
@@ -229,6 +231,10 @@ impl Gossip {
                 }
             }
             Request::Seeds(seeds) => self.membership.set_seeds(now, seeds),
+            Request::LeaveForRestart(done) => {
+                self.membership.leave_for_restart(now);
+                self.leaving = Some((done, now + LEAVE_WITHIN));
+            }
             Request::Leave(done) => {
                 self.membership.leave(now);
                 self.leaving = Some((done, now + LEAVE_WITHIN));

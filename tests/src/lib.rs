@@ -10,6 +10,7 @@
 pub mod bpf;
 pub mod capture;
 pub mod container;
+pub mod cpu_quota;
 pub mod diagnostics;
 pub mod exec;
 pub mod faults;

@@ -21,6 +21,12 @@ pub const MAX_IDENTITY_LEN: usize = 1 + 63 + 8 + 8 + 19 + 17 + 19 + 1 + 32;
 /// travel through foca's own gossip; on the wire it is a state of its own.
 pub const LEFT: u16 = u16::MAX;
 
+/// Incarnation of a suspect that said that its daemon is restarted.
+///
+/// No member refutes up to this one: it renews itself before. So the news travels through foca's own
+/// gossip, and nothing but the next start of the node ends the suspicion.
+pub const RESTARTING: u16 = u16::MAX;
+
 /// Why bytes could not be read, or a value did not fit.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 pub enum CodecError {

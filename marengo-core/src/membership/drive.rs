@@ -46,12 +46,16 @@ impl Membership {
         (is_member || reply_to == Some(to)) && to != self.identity.addr
     }
 
-    /// Whether a timer would declare a member down that has refuted the suspicion since.
+    /// Whether a timer would declare a member down that has refuted the suspicion since, or that
+    /// said that it is back soon.
     ///
     /// foca 2.0.0 sees that and leaves the member alive, but still sends it `TurnUndead`, so that
     /// every refuted suspicion makes a healthy member renew itself.
     pub(super) fn is_refuted(&self, timer: &Timer<Identity>) -> bool {
         let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = timer else { return false };
+        if self.restarting.has(member_id) {
+            return true;
+        }
         !self.foca.iter_members().any(|member| {
             member.id() == member_id
                 && member.incarnation() == *incarnation
@@ -130,6 +134,11 @@ impl Membership {
 
         let roster_changed = self.roster.take_changed();
         if roster_changed {
+            let roster = &self.roster;
+            self.restarting.retain(|addr, generation| {
+                roster.is_active(addr)
+                    && roster.get(addr).is_some_and(|r| r.identity.generation == generation)
+            });
             let wanted = self.config.foca(self.roster.active_count() + 1);
             note(self.foca.set_config(wanted));
         }

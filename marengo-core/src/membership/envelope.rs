@@ -42,6 +42,8 @@ pub enum Kind {
     Answer = 3,
     /// "I leave."
     Leave = 4,
+    /// "My daemon goes, my data plane stays, I am back soon."
+    BackSoon = 5,
 }
 
 /// A datagram whose frame was read and whose checksum fits.
@@ -89,6 +91,7 @@ impl<'a> Envelope<'a> {
             2 => Kind::WhoIs,
             3 => Kind::Answer,
             4 => Kind::Leave,
+            5 => Kind::BackSoon,
             _ => return Err(DatagramError::UnknownKind),
         };
         Ok(Self { protocol, kind, cluster, body: buf })

@@ -35,6 +35,7 @@ impl Membership {
             Kind::WhoIs => self.handle_who_is(from, envelope.body, data.len()),
             Kind::Answer => self.handle_answer(now, envelope.body),
             Kind::Leave => self.handle_leave(now, canonical(from), envelope.body),
+            Kind::BackSoon => self.handle_back_soon(now, canonical(from), envelope.body),
         }
     }
 
@@ -172,6 +173,13 @@ impl Membership {
                 }
                 room_for.push(identity.addr);
             }
+            if update.state() == State::Down
+                && !is_departure(&update)
+                && self.restarting.has(identity)
+            {
+                continue;
+            }
+            self.note_restart(now, &update);
             if is_departure(&update) {
                 self.events.extend(self.roster.mark_leaving(identity));
             }

@@ -82,7 +82,7 @@ impl Membership {
                 }
                 Ok(())
             }
-            Kind::Gossip | Kind::Leave => Ok(()),
+            Kind::Gossip | Kind::Leave | Kind::BackSoon => Ok(()),
         }
     }
 

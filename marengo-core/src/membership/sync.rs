@@ -271,7 +271,9 @@ impl Membership {
                         SyncState::Suspect => State::Suspect,
                         SyncState::Alive | SyncState::Down | SyncState::Left => State::Alive,
                     };
-                    updates.push(Member::new(identity, incarnation, state));
+                    let update = Member::new(identity, incarnation, state);
+                    self.note_restart(now, &update);
+                    updates.push(update);
                 }
                 SyncState::Left if is_known => {
                     self.events.extend(self.roster.mark_leaving(&identity));

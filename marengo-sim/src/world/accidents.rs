@@ -66,6 +66,15 @@ impl World {
         self.pump(index);
     }
 
+    /// Tells a daemon to go and leave its data plane for its next start.
+    pub fn leave_for_restart(&mut self, index: usize) {
+        let now = self.now;
+        let data_plane = self.membership(index).identity().data_plane;
+        self.nodes[index].data_plane = Some(data_plane);
+        self.membership_mut(index).leave_for_restart(now);
+        self.pump(index);
+    }
+
     /// Gives a daemon less of a processor.
     pub fn starve(&mut self, index: usize, cpu: Cpu) {
         self.nodes[index].cpu = cpu;

@@ -9,6 +9,7 @@ mod join;
 mod leave;
 mod partition;
 mod renumber;
+mod restart;
 mod stall;
 
 use std::time::Duration;
