@@ -361,7 +361,10 @@ impl Node {
                 self.namespace.ip(&format!("link delete {device}"));
             }
         }
-        fs::remove_dir_all(&self.files.pins).ok();
+        for folder in [self.pins(), &self.state_dir()] {
+            // It may never have had any.
+            fs::remove_dir_all(folder).ok();
+        }
     }
 
     /// Gives the bridge its addresses in the overlay.

@@ -1,8 +1,11 @@
-//! Splits of the underlay: the router forgets how to forward some packets, of whatever kind.
+//! Splits of the underlay: the router forgets how to forward some packets.
 
 use std::fmt::Write as _;
 
-use crate::Mesh;
+use crate::{
+    Mesh,
+    node::{GOSSIP_PORT, LISTEN_PORT},
+};
 
 /// Who does not hear whom: `(1, 2)` stops what node 1 sends to node 2, and nothing else.
 pub type Deaf = (u8, u8);
@@ -17,9 +20,32 @@ pub fn between(groups: &[&[u8]]) -> Vec<Deaf> {
     deaf
 }
 
+/// What a split stops.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum What {
+    /// Everything.
+    All,
+    /// What daemons say to each other. The tunnels work.
+    Gossip,
+}
+
+impl What {
+    /// The rule's condition on a packet.
+    fn condition(self) -> String {
+        match self {
+            Self::All => String::new(),
+            // Answers over TCP come from that port.
+            Self::Gossip => {
+                let http = LISTEN_PORT;
+                format!("th dport {{ {GOSSIP_PORT}, {http} }} ip protocol {{ tcp, udp }}")
+            }
+        }
+    }
+}
+
 impl Mesh {
-    /// Stops packets in the router, gossip and VXLAN alike. A split that was there before is over.
-    pub fn split(&self, deaf: &[Deaf]) {
+    /// Stops packets in the router. A split that was there before is over.
+    pub fn split(&self, what: What, deaf: &[Deaf]) {
         let mut pairs = String::new();
         for (from, to) in deaf {
             let address = |number: &u8| self.node(usize::from(*number)).underlay();
@@ -36,15 +62,16 @@ impl Mesh {
                  set deaf {{ type ipv4_addr . ipv4_addr; {elements}; }}
                  chain forward {{
                      type filter hook forward priority 0;
-                     ip saddr . ip daddr @deaf drop
+                     {} ip saddr . ip daddr @deaf drop
                  }}
-             }}"
+             }}",
+            what.condition()
         ));
     }
 
     /// Ends a split.
     pub fn mend(&self) {
-        self.split(&[]);
+        self.split(What::All, &[]);
     }
 }
 

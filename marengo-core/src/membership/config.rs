@@ -70,7 +70,9 @@ impl MembershipConfig {
             max_packet_size: count(MAX_PAYLOAD),
             notify_down_members: true,
             periodic_announce: Some(every(Duration::from_secs(30), 1)),
-            periodic_announce_to_down_members: Some(every(Duration::from_secs(5), 2)),
+            periodic_announce_to_down_members: self
+                .has(Control::Rejoin)
+                .then(|| every(Duration::from_secs(5), 2)),
             periodic_gossip: Some(every(Duration::from_millis(200), 3)),
         }
     }
