@@ -39,7 +39,9 @@ use crate::{
     failure::{Failure, Kind, OrFailure as _},
     gossip::{self, Gossip, GossipSocket},
     http,
-    kernel::{Kernel, KernelConfig, PinsError, bpf::ProgramLog, bpffs, monitor, root_errno},
+    kernel::{
+        Kernel, KernelConfig, LayoutError, PinsError, bpf::ProgramLog, bpffs, monitor, root_errno,
+    },
     preflight::{self, ControlSocket, Ready, SocketFile},
     remember::Memory,
     signals::Signals,
@@ -163,7 +165,7 @@ async fn give_up(converge: Converge) {
 }
 
 fn refused_programs(error: &anyhow::Error) -> Failure {
-    if error.downcast_ref::<PinsError>().is_some() {
+    if error.is::<PinsError>() || error.is::<LayoutError>() {
         return Failure::new(Kind::Foreign, format!("{error:#}"));
     }
     let (kind, remedy) = match root_errno(error) {

@@ -9,6 +9,7 @@
 mod audit;
 pub(crate) mod bpf;
 pub(crate) mod bpffs;
+mod earlier;
 mod hooks;
 mod leftovers;
 mod links;
@@ -33,7 +34,7 @@ use nix::errno::Errno;
 
 use self::{bpf::Bpf, hooks::Hooks};
 pub(crate) use self::{
-    bpf::PinsError,
+    bpf::{LayoutError, PinsError},
     hooks::AttachMode,
     monitor::Monitor,
     underlay::{AddressOwner, Underlay},

@@ -20,7 +20,7 @@ use aya_log::EbpfLogger;
 use log::Log;
 use marengo_common::{
     ABI_VERSION, DropCount, DropReason, FLOOD_CHUNK, FloodChunk, FloodPosition, Heard, MAX_MACS,
-    MacEntry, MapName, PeerEntry, PeerIndex, PeerState, PeerStats, ProgramName, Settings,
+    MacEntry, MacKey, MapName, PeerEntry, PeerIndex, PeerState, PeerStats, ProgramName, Settings,
     VtepEntry, VtepKey, WITHOUT, WITHOUT_GENERATIONS, WITHOUT_MOVES,
 };
 use marengo_core::{
@@ -30,7 +30,7 @@ use marengo_core::{
     slots::Slot,
 };
 
-use super::{Adopted, KernelConfig, bpffs, sys::entries};
+use super::{Adopted, KernelConfig, bpffs, earlier::Earlier, sys::entries};
 
 /// The programs, as built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MARENGO_EBPF_OBJECT"));
@@ -48,6 +48,21 @@ pub(crate) struct PinsError {
     dir: String,
     entry: OsString,
 }
+
+/// Pinned maps of a version that this one does not know, with programs that run on them.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "programs of another version of Marengo forward here, and this one cannot take over their maps \
+     in {dir} ({why}); start that version again and stop it, or run `marengo remove` to take its \
+     data plane away"
+)]
+pub(crate) struct LayoutError {
+    dir: String,
+    why: String,
+}
+
+/// Before the names of pins that have not taken the place of an earlier run's yet.
+const NEXT: &str = "next-";
 
 /// The log records of the programs.
 pub(crate) type ProgramLog = EbpfLogger<&'static dyn Log>;
@@ -83,11 +98,22 @@ impl Bpf {
         if !config.without.has(Control::Adoption) {
             remove_map_pins(dir)?;
         }
+        let mut earlier = None;
         if let Err(misfit) = check_pinned(dir, max_peers) {
-            tracing::warn!(%misfit, "the pinned maps of an earlier run do not fit; making new ones");
-            remove_map_pins(dir)?;
+            if Hook::ALL.iter().any(|hook| dir.join(hook.name()).exists()) {
+                tracing::warn!(%misfit, "carrying the maps of an earlier run over into new ones");
+                let own = config.data_plane.id.get();
+                let read = Earlier::read(dir, own).map_err(|why| LayoutError {
+                    dir: dir.display().to_string(),
+                    why: format!("{why:#}"),
+                })?;
+                earlier = Some(read);
+            } else {
+                tracing::warn!(%misfit, "no program uses the pinned maps of an earlier run; making new ones");
+                remove_map_pins(dir)?;
+            }
         }
-        match Self::load(config, max_peers) {
+        match Self::load(config, max_peers, earlier.as_ref()) {
             Ok(opened) => Ok(opened),
             Err(error) => {
                 // Maps without a program are of no use to anybody.
@@ -99,7 +125,22 @@ impl Bpf {
         }
     }
 
-    fn load(config: &KernelConfig, max_peers: u32) -> Result<(Self, Adopted)> {
+    /// Loads the programs. With `earlier`, into new maps that hold the same and then take the pins of
+    /// the former ones.
+    fn load(
+        config: &KernelConfig,
+        max_peers: u32,
+        earlier: Option<&Earlier>,
+    ) -> Result<(Self, Adopted)> {
+        let dir = &config.pin_dir;
+        let pin = |name: MapName| match earlier {
+            Some(_) => dir.join(format!("{NEXT}{}", name.pin)),
+            None => dir.join(name.pin),
+        };
+        for name in MapName::ALL {
+            // From a start that did not come to its end.
+            remove_file(&dir.join(format!("{NEXT}{}", name.pin)))?;
+        }
         // Zero is below every level: the verifier then takes the log statements out.
         let log_level = if config.debug { aya_log::Level::Debug as u8 } else { 0 };
         let without = without(config.without);
@@ -113,7 +154,7 @@ impl Bpf {
             .map_max_entries(MapName::MACS.kernel, MAX_MACS)
             .map_max_entries(MapName::FLOOD.kernel, flood_entries(max_peers));
         for name in MapName::ALL {
-            loader.map_pin_path(name.kernel, config.pin_dir.join(name.pin));
+            loader.map_pin_path(name.kernel, pin(name));
         }
         let mut ebpf = loader.load(OBJECT).context("the kernel refused the maps")?;
         let log = if config.debug {
@@ -137,8 +178,44 @@ impl Bpf {
             log,
             ebpf,
         };
+        if let Some(earlier) = earlier {
+            let macs = ebpf_macs(&mut bpf.ebpf)?;
+            bpf.carry_over(earlier, macs)?;
+            // The settings at last: they tell the version of what is pinned.
+            for name in MapName::ALL.into_iter().rev() {
+                fs::rename(pin(name), dir.join(name.pin))
+                    .with_context(|| format!("failed to replace the pin of {}", name.pin))?;
+            }
+        }
         let adopted = bpf.adopt(config.data_plane.vtep)?;
         Ok((bpf, adopted))
+    }
+
+    /// Fills new maps with what those of an earlier run held. What finds no room is found out by the
+    /// first round, or learnt again.
+    fn carry_over(
+        &mut self,
+        earlier: &Earlier,
+        mut macs: HashMap<MapData, MacKey, MacEntry>,
+    ) -> Result<()> {
+        self.settings.set(0, earlier.settings, 0)?;
+        let mut left_out = 0;
+        for (index, peer) in &earlier.peers {
+            left_out += usize::from(self.peers.insert(index, peer, 0).is_err());
+        }
+        for (key, vtep) in &earlier.vteps {
+            left_out += usize::from(self.vteps.insert(key, vtep, 0).is_err());
+        }
+        for (position, chunk) in &earlier.flood {
+            left_out += usize::from(self.flood.insert(position, chunk, 0).is_err());
+        }
+        for (key, mac) in &earlier.macs {
+            left_out += usize::from(macs.insert(key, mac, 0).is_err());
+        }
+        if left_out > 0 {
+            tracing::warn!(entries = left_out, "not everything found room in the new maps");
+        }
+        Ok(())
     }
 
     /// Reads what an earlier run left in the maps. The addresses of slots are of its family: under
@@ -322,7 +399,8 @@ pub(crate) fn refuse_foreign(dir: &Path) -> Result<()> {
     };
     for entry in entries {
         let entry = entry?.file_name();
-        if !entry.to_str().is_some_and(|name| ours.contains(name)) {
+        let name = entry.to_str().map(|name| name.strip_prefix(NEXT).unwrap_or(name));
+        if !name.is_some_and(|name| ours.contains(name)) {
             return Err(PinsError { dir: dir.display().to_string(), entry }.into());
         }
     }
@@ -384,6 +462,7 @@ fn check_pinned(dir: &Path, max_peers: u32) -> Result<()> {
 fn remove_map_pins(dir: &Path) -> Result<()> {
     for name in MapName::ALL {
         remove_file(&dir.join(name.pin))?;
+        remove_file(&dir.join(format!("{NEXT}{}", name.pin)))?;
     }
     Ok(())
 }
@@ -415,6 +494,10 @@ fn flood_entries(max_peers: u32) -> u32 {
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
     Ok(program.try_into()?)
+}
+
+fn ebpf_macs(ebpf: &mut Ebpf) -> Result<HashMap<MapData, MacKey, MacEntry>> {
+    Ok(HashMap::try_from(take(ebpf, MapName::MACS)?)?)
 }
 
 fn take(ebpf: &mut Ebpf, name: MapName) -> Result<aya::maps::Map> {
