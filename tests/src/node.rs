@@ -333,6 +333,17 @@ impl Node {
         number.and_then(|number| number.parse().ok()).expect("a process has a VmRSS")
     }
 
+    /// The processor time that the daemon has used.
+    pub fn cpu_time(&self) -> Duration {
+        let path = format!("/proc/{}/stat", self.pid());
+        let text = fs::read_to_string(path).expect("the daemon runs");
+        let fields = text.rsplit_once(") ").map_or("", |(_, fields)| fields);
+        // utime and stime, in hundredths of a second.
+        let ticks =
+            fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
+        Duration::from_millis(10 * ticks.sum::<u64>())
+    }
+
     /// Cuts the cable: nothing passes in either direction, and this end loses its carrier.
     pub fn cut_link(&self) {
         self.router.ip(&format!("link set {} down", self.cable()));
