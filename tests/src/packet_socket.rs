@@ -50,6 +50,11 @@ impl PacketSocket {
         Self { fd }
     }
 
+    /// The socket itself.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Sends a frame as it is.
     pub fn send(&self, frame: &[u8]) {
         let sent = send(self.fd.as_raw_fd(), frame, MsgFlags::empty());

@@ -1,0 +1,476 @@
+//! What is true: where each station is, what each node has heard of that, and which data planes live.
+//!
+//! The owner of an address is the node where its station was last started and has sent a first frame.
+//! Until that frame has reached a node, that node may send to an earlier home. A data plane that is
+//! gone may be sent to until the bound on its removal has passed, but never for a station that a
+//! living one has taken over and been heard from.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant},
+};
+
+use super::tag::StationNumber;
+
+/// Number of a host, from zero.
+pub(crate) type HostNumber = usize;
+
+/// For so long a station that left a node is not taken back there by its frames, and some more.
+pub(crate) const MOVE_HOLD: Duration = Duration::from_millis(280);
+
+/// How long after a start that adopts, slots that nobody has claimed are kept.
+const ADOPTED_KEEP: Duration = Duration::from_secs(15);
+
+/// Maps and programs of one life: from their making until they are removed, or the power fails.
+#[derive(Clone, Debug)]
+pub(crate) struct DataPlane {
+    pub(crate) host: HostNumber,
+    /// Which life of the host: stations end with it.
+    pub(crate) boot: u32,
+    /// Its name in the maps, as soon as they were read.
+    pub(crate) id: Option<u64>,
+    pub(crate) address: Ipv4Addr,
+    /// Where it was before, and until when.
+    pub(crate) former_address: Option<(Ipv4Addr, Instant)>,
+    pub(crate) died: Option<Instant>,
+}
+
+/// Where a station has sent from: one element of its history, an epoch.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Home {
+    pub(crate) host: HostNumber,
+    pub(crate) boot: u32,
+}
+
+/// What a node has heard of a station.
+#[derive(Clone, Copy, Debug, Default)]
+struct Heard {
+    /// The latest epoch of which a frame has arrived.
+    epoch: u32,
+    /// When the station was last heard from another host than before, and from which before.
+    moved: Option<(Instant, HostNumber)>,
+}
+
+/// A container, as far as the network can tell.
+#[derive(Debug)]
+pub(crate) struct Station {
+    pub(crate) number: StationNumber,
+    /// Where it has sent from, in order; epoch 1 is the first. Never removed.
+    homes: Vec<Home>,
+    /// Where it was started, before it has sent anything.
+    pub(crate) silent_at: Option<Home>,
+    /// Whether it runs at its home: it was not removed, and the host has not lost its power.
+    pub(crate) runs: bool,
+    pub(crate) moved_at: Option<Instant>,
+    heard: Vec<Heard>,
+}
+
+/// A node, as a judge of its maps must know it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observer {
+    pub(crate) host: HostNumber,
+    /// Since when its daemon runs without a break; `None` if it does not: nobody tends its maps.
+    pub(crate) tended_since: Option<Instant>,
+    /// Whether that start took over an earlier run's slots.
+    pub(crate) adopted: bool,
+}
+
+/// What an entry points to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target {
+    pub(crate) address: IpAddr,
+    /// The slot's; `None` where frames are judged, which name none.
+    pub(crate) id: Option<u64>,
+}
+
+/// What the model says of an entry or a frame.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Judgement {
+    Right,
+    /// Its target is dead, or has moved to another address, and may still be believed.
+    Late,
+    Wrong(String),
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) planes: Vec<DataPlane>,
+    pub(crate) stations: Vec<Station>,
+    hosts: usize,
+    /// How long a node may send to a data plane that is gone.
+    pub(crate) bound: Duration,
+}
+
+impl Station {
+    /// The latest epoch; zero before the first.
+    pub(crate) fn epoch(&self) -> u32 {
+        u32::try_from(self.homes.len()).expect("stations move a few thousand times")
+    }
+
+    /// The owner of the address; `None` before the first frame.
+    pub(crate) fn home(&self) -> Option<Home> {
+        self.homes.last().copied()
+    }
+
+    /// The home of an epoch.
+    pub(crate) fn home_in(&self, epoch: u32) -> Option<Home> {
+        self.homes.get((epoch as usize).checked_sub(1)?).copied()
+    }
+}
+
+impl Model {
+    pub(crate) fn new(hosts: usize, stations: StationNumber, bound: Duration) -> Self {
+        let stations = (0..stations).map(|number| Station {
+            number,
+            homes: Vec::new(),
+            silent_at: None,
+            runs: false,
+            moved_at: None,
+            heard: vec![Heard::default(); hosts],
+        });
+        Self { planes: Vec::new(), stations: stations.collect(), hosts, bound }
+    }
+
+    pub(crate) fn station(&self, number: StationNumber) -> &Station {
+        &self.stations[usize::from(number)]
+    }
+
+    pub(crate) fn station_mut(&mut self, number: StationNumber) -> &mut Station {
+        &mut self.stations[usize::from(number)]
+    }
+
+    /// The station sends its first frame from a new home. Returns the epoch.
+    pub(crate) fn settle(&mut self, number: StationNumber, home: Home, now: Instant) -> u32 {
+        let station = self.station_mut(number);
+        station.homes.push(home);
+        station.silent_at = None;
+        station.runs = true;
+        station.moved_at = Some(now);
+        let epoch = station.epoch();
+        // Whatever its own node knew of others, the frame has passed there.
+        self.hear(home.host, number, epoch, now);
+        epoch
+    }
+
+    /// A frame of a station has passed a node's programs.
+    pub(crate) fn hear(&mut self, at: HostNumber, number: StationNumber, epoch: u32, now: Instant) {
+        let station = &mut self.stations[usize::from(number)];
+        let before = station.heard[at];
+        if epoch <= before.epoch {
+            return;
+        }
+        let (from, to) = (station.home_in(before.epoch), station.home_in(epoch));
+        let (Some(to), heard) = (to, &mut station.heard[at]) else { return };
+        let Some(from) = from else {
+            heard.epoch = epoch;
+            return;
+        };
+        // The programs take a quick return for a frame that was late: it counts when it is repeated.
+        let returns = before.moved.is_some_and(|(when, left)| {
+            left == to.host && now.saturating_duration_since(when) < MOVE_HOLD
+        });
+        if returns && to.host != at {
+            return;
+        }
+        heard.epoch = epoch;
+        if from.host != to.host {
+            heard.moved = Some((now, from.host));
+        }
+    }
+
+    /// A frame of an earlier epoch came late to a node that did not know the station's former home: nothing
+    /// there could tell that it is late. The station's next frames then look like a quick return.
+    pub(crate) fn mislead(
+        &mut self,
+        at: HostNumber,
+        number: StationNumber,
+        epoch: u32,
+        now: Instant,
+    ) {
+        let station = self.station_mut(number);
+        let home = station.home_in(station.heard[at].epoch);
+        let heard = &mut station.heard[at];
+        if heard.epoch > epoch {
+            heard.epoch = epoch;
+            heard.moved = home.map(|home| (now, home.host));
+        }
+    }
+
+    /// The latest epoch that a node has heard of.
+    pub(crate) fn heard(&self, at: HostNumber, number: StationNumber) -> u32 {
+        self.station(number).heard[at].epoch
+    }
+
+    /// The living data plane of a host.
+    pub(crate) fn plane_of(&self, host: HostNumber) -> Option<usize> {
+        self.planes.iter().rposition(|plane| plane.host == host && plane.died.is_none())
+    }
+
+    /// The power of a host fails: its data plane and its stations end.
+    pub(crate) fn power_off(&mut self, host: HostNumber, now: Instant) {
+        self.end_plane(host, now);
+        for station in &mut self.stations {
+            if station.home().is_some_and(|home| home.host == host) {
+                station.runs = false;
+            }
+            if station.silent_at.is_some_and(|home| home.host == host) {
+                station.silent_at = None;
+            }
+        }
+    }
+
+    pub(crate) fn end_plane(&mut self, host: HostNumber, now: Instant) {
+        if let Some(plane) = self.plane_of(host) {
+            self.planes[plane].died = Some(now);
+        }
+    }
+
+    /// Until when an observer may believe in what was gone or changed at `event`; `None`: for as long as
+    /// nobody tends its maps.
+    pub(crate) fn deadline(&self, observer: Observer, event: Instant) -> Option<Instant> {
+        let since = observer.tended_since?;
+        let adopted = if observer.adopted { ADOPTED_KEEP } else { Duration::ZERO };
+        Some((event + self.bound).max(since + adopted + self.bound))
+    }
+
+    /// The data planes that a target may be: the one that it names, else all that ever had its address.
+    fn targets(&self, target: Target) -> impl Iterator<Item = &DataPlane> {
+        self.planes.iter().rev().filter(move |plane| match target.id {
+            Some(id) => plane.id == Some(id),
+            None => {
+                target.address == plane.address
+                    || plane.former_address.is_some_and(|(former, _)| target.address == former)
+            }
+        })
+    }
+
+    /// Judges where a node sends a station's frames to. `heard` is the epoch that it must know of.
+    pub(crate) fn judge(
+        &self,
+        observer: Observer,
+        number: StationNumber,
+        heard: u32,
+        target: Target,
+        now: Instant,
+    ) -> Judgement {
+        let station = self.station(number);
+        let from = (heard as usize).saturating_sub(1);
+        let owns = |plane: &DataPlane| -> bool {
+            let homes = station.homes.get(from..).unwrap_or_default();
+            homes.iter().any(|home| home.host == plane.host && home.boot == plane.boot)
+        };
+        let late = |event| match self.deadline(observer, event) {
+            Some(deadline) => now <= deadline,
+            None => true,
+        };
+        let mut worst = None;
+        // A frame names its sender by nothing but an address: until a node has heard of a new data
+        // plane at the address of a dead one, it takes the one for the other.
+        let succeeded = |plane: &DataPlane| {
+            let at_its_address = |other: &&DataPlane| other.address == plane.address;
+            plane.died.is_some() && self.planes.iter().filter(at_its_address).any(owns)
+        };
+        for plane in self.targets(target) {
+            let judgement = if !owns(plane) && !succeeded(plane) {
+                Judgement::Wrong(format!(
+                    "it points to {plane}, where the station is not (epoch {heard} was heard)"
+                ))
+            } else if let Some(died) = plane.died {
+                if late(died) {
+                    Judgement::Late
+                } else {
+                    Judgement::Wrong(format!(
+                        "it points to {plane}, which is gone since {:?}",
+                        now.saturating_duration_since(died)
+                    ))
+                }
+            } else if target.address == plane.address {
+                Judgement::Right
+            } else {
+                match plane.former_address {
+                    Some((_, when)) if late(when) => Judgement::Late,
+                    _ => Judgement::Wrong(format!("it points to {plane}, at another address")),
+                }
+            };
+            match judgement {
+                Judgement::Wrong(_) => worst = worst.or(Some(judgement)),
+                _ => return judgement,
+            }
+        }
+        worst.unwrap_or_else(|| Judgement::Wrong("it points to nobody's address".to_owned()))
+    }
+
+    /// Judges a slot: none is kept for a data plane that is gone.
+    pub(crate) fn judge_slot(&self, observer: Observer, target: Target, now: Instant) -> Judgement {
+        let mut worst = None;
+        for plane in self.targets(target) {
+            match plane.died {
+                None => return Judgement::Right,
+                Some(died) => match self.deadline(observer, died) {
+                    Some(deadline) if now > deadline => {
+                        let gone = now.saturating_duration_since(died);
+                        let text = format!("it is kept for {plane}, which is gone since {gone:?}");
+                        worst = worst.or(Some(Judgement::Wrong(text)));
+                    }
+                    _ => return Judgement::Late,
+                },
+            }
+        }
+        worst.unwrap_or_else(|| Judgement::Wrong("it is kept for nobody's data plane".to_owned()))
+    }
+
+    /// For how long an observer has kept a slot of what was gone.
+    pub(crate) fn kept_for(
+        &self,
+        observer: Observer,
+        target: Target,
+        now: Instant,
+    ) -> Option<Duration> {
+        let since = observer.tended_since?;
+        let died = self.targets(target).find_map(|plane| plane.died)?;
+        let adopted = if observer.adopted { ADOPTED_KEEP } else { Duration::ZERO };
+        Some(now.saturating_duration_since(died.max(since + adopted)))
+    }
+
+    /// Everybody's knowledge of a station, for people.
+    pub(crate) fn describe(&self, number: StationNumber) -> String {
+        let station = self.station(number);
+        let homes: Vec<String> = (1_u32..)
+            .zip(&station.homes)
+            .skip(station.homes.len().saturating_sub(6))
+            .map(|(epoch, home)| format!("{epoch}: node-{} boot {}", home.host + 1, home.boot))
+            .collect();
+        let heard: Vec<u32> = (0..self.hosts).map(|host| self.heard(host, number)).collect();
+        format!(
+            "station {number}: runs {}, homes by epoch [{}], silent at {:?}, epochs heard by the \
+             nodes {heard:?}",
+            station.runs,
+            homes.join(", "),
+            station.silent_at.map(|home| home.host + 1),
+        )
+    }
+}
+
+impl fmt::Display for DataPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, boot, address, .. } = self;
+        write!(f, "the data plane of node-{}, boot {boot}, at {address}", host + 1)?;
+        if let Some(id) = self.id { write!(f, ", id {id:016x}") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: Duration = Duration::from_secs(6);
+
+    #[test]
+    fn the_old_home_is_right_until_the_first_frame_from_the_new_one_arrives() {
+        let (mut model, start) = model();
+        model.settle(0, home(0), start);
+        model.hear(2, 0, 1, start);
+        model.settle(0, home(1), start);
+
+        assert_eq!(judge(&model, 2, at(0), start), Judgement::Right);
+        assert_eq!(judge(&model, 2, at(1), start), Judgement::Right);
+        model.hear(2, 0, 2, start);
+        assert!(matches!(judge(&model, 2, at(0), start), Judgement::Wrong(_)));
+        assert_eq!(judge(&model, 2, at(1), start), Judgement::Right);
+    }
+
+    #[test]
+    fn the_dead_may_be_believed_in_until_the_bound_unless_somebody_else_was_heard() {
+        let (mut model, start) = model();
+        model.settle(0, home(0), start);
+        model.hear(2, 0, 1, start);
+        model.power_off(0, start);
+
+        assert_eq!(judge(&model, 2, at(0), start + BOUND), Judgement::Late);
+        let after = start + BOUND + Duration::from_millis(1);
+        assert!(matches!(judge(&model, 2, at(0), after), Judgement::Wrong(_)));
+        model.settle(0, home(1), start);
+        model.hear(2, 0, 2, start);
+        assert!(matches!(judge(&model, 2, at(0), start), Judgement::Wrong(_)));
+    }
+
+    #[test]
+    fn a_new_machine_at_a_dead_ones_address_does_not_own_its_stations() {
+        let (mut model, start) = model();
+        model.settle(0, home(0), start);
+        model.power_off(0, start);
+        let mut next = model.planes[0].clone();
+        (next.boot, next.id, next.died) = (2, Some(99), None);
+        model.planes.push(next);
+
+        let mut target = at(0);
+        target.id = Some(99);
+        assert!(matches!(judge(&model, 2, target, start), Judgement::Wrong(_)));
+        assert_eq!(judge(&model, 2, at(0), start), Judgement::Late);
+    }
+
+    #[test]
+    fn nobody_blames_a_node_whose_daemon_rests_for_a_peer_that_died_meanwhile() {
+        let (mut model, start) = model();
+        model.settle(0, home(0), start);
+        model.power_off(0, start);
+        let later = start + BOUND * 10;
+
+        let resting = Observer { host: 2, tended_since: None, adopted: false };
+        assert_eq!(model.judge(resting, 0, 1, at(0), later), Judgement::Late);
+        let awake = Observer { host: 2, tended_since: Some(later), adopted: false };
+        assert_eq!(model.judge(awake, 0, 1, at(0), later + BOUND), Judgement::Late);
+        assert_eq!(model.judge_slot(awake, at(0), later + BOUND), Judgement::Late);
+    }
+
+    #[test]
+    fn a_quick_return_counts_when_it_is_repeated() {
+        let (mut model, start) = model();
+        model.settle(0, home(0), start);
+        model.hear(2, 0, 1, start);
+        model.settle(0, home(1), start);
+        model.hear(2, 0, 2, start);
+        model.settle(0, home(0), start);
+
+        model.hear(2, 0, 3, start + MOVE_HOLD / 2);
+        assert_eq!(model.heard(2, 0), 2);
+        model.hear(2, 0, 3, start + MOVE_HOLD);
+        assert_eq!(model.heard(2, 0), 3);
+    }
+
+    fn model() -> (Model, Instant) {
+        let mut model = Model::new(3, 1, BOUND);
+        model.planes = (0..3)
+            .map(|host| DataPlane {
+                host,
+                boot: 1,
+                id: Some(host as u64 + 1),
+                address: address(host),
+                former_address: None,
+                died: None,
+            })
+            .collect();
+        (model, Instant::now())
+    }
+
+    fn home(host: HostNumber) -> Home {
+        Home { host, boot: 1 }
+    }
+
+    fn address(host: HostNumber) -> Ipv4Addr {
+        Ipv4Addr::new(192, 0, 2, u8::try_from(host).unwrap())
+    }
+
+    fn at(host: HostNumber) -> Target {
+        Target { address: IpAddr::V4(address(host)), id: None }
+    }
+
+    fn judge(model: &Model, host: HostNumber, target: Target, now: Instant) -> Judgement {
+        // It was awake all the time.
+        let start = now.checked_sub(BOUND * 20).unwrap();
+        let observer = Observer { host, tended_since: Some(start), adopted: false };
+        model.judge(observer, 0, model.heard(host, 0), target, now)
+    }
+}
