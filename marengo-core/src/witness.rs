@@ -62,6 +62,10 @@ impl WitnessConfig {
     };
 }
 
+/// No fewer questions than this make a silence: the time alone may be that of a process that was
+/// stopped and did not ask.
+const LEAST_QUESTIONS: u32 = 4;
+
 /// What the ingress program has heard from a peer's address.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Sighting {
@@ -120,6 +124,8 @@ struct Doubt {
     /// The latest sign of the peer itself.
     heard: Option<Instant>,
     asked: Option<Instant>,
+    /// Questions since the peer was last heard.
+    unanswered: u32,
     ask_at: Instant,
     /// When it began to be held, and why.
     held: Option<(Instant, Reason)>,
@@ -199,6 +205,7 @@ impl Witness {
         let asked = self.doubts.iter_mut().filter(|(_, doubt)| !doubt.is_silent);
         for (index, doubt) in asked.filter(|(_, doubt)| doubt.ask_at <= now) {
             doubt.asked = Some(now);
+            doubt.unanswered = doubt.unanswered.saturating_add(1);
             doubt.ask_at = now + self.config.ask_every;
             due.push(*index);
         }
@@ -260,10 +267,11 @@ impl Witness {
             && doubt.heard >= doubt.asked
         {
             doubt.ask_at = asked + self.config.ask_heard_every;
+            doubt.unanswered = 0;
         }
         let quiet_since = doubt.heard.map_or(doubt.since, |heard| heard.max(doubt.since));
-        let is_silent =
-            now.duration_since(quiet_since) >= self.config.silence || !self.config.is_heard;
+        let is_quiet = now.duration_since(quiet_since) >= self.config.silence;
+        let is_silent = is_quiet && doubt.unanswered >= LEAST_QUESTIONS || !self.config.is_heard;
         let reason = match standing {
             Some(Standing::Lost) => Some(Reason::Lost),
             None => Some(Reason::Unknown),
@@ -304,6 +312,7 @@ impl Doubt {
             since: now,
             heard: None,
             asked: None,
+            unanswered: 0,
             ask_at: now,
             held: None,
             is_silent: false,
@@ -368,6 +377,24 @@ mod tests {
         bench.run(Duration::from_millis(600));
 
         assert!(!bench.kept(1));
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_asks_before_it_judges() {
+        let mut bench = Bench::new(&[Standing::Lost]);
+        bench.answers = true;
+        bench.run(Duration::from_secs(5));
+
+        bench.now += Duration::from_mins(1);
+        bench.step();
+        assert!(bench.kept(1), "nobody was asked in that minute");
+        bench.run(Duration::from_secs(5));
+        assert!(bench.kept(1));
+
+        bench.answers = false;
+        bench.now += Duration::from_mins(1);
+        bench.run(Duration::from_millis(700));
+        assert!(!bench.kept(1), "asked again, it is silent");
     }
 
     #[test]
