@@ -382,6 +382,11 @@ fn heal(mesh: &Mesh, limit: Duration) -> Option<Duration> {
     let names: Vec<String> = mesh.nodes().map(Node::name).collect();
     while !mesh.nodes().all(|node| knows(node, &names)) {
         if start.elapsed() > limit {
+            for node in mesh.nodes().filter(|node| !knows(node, &names)) {
+                let view = node.view();
+                let (name, status) = (node.name(), view.status());
+                eprintln!("{name}: {:?}\n{:?}\n{status}", view.members(), view.peers());
+            }
             return None;
         }
         // Seldom: the answers of two dozen daemons are work.

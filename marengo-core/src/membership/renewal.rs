@@ -7,11 +7,15 @@ use std::{
 
 use crate::identity::Generation;
 
-/// The span in which renewals are counted, and for which a node then rests.
+/// The span in which renewals are counted.
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// Renewals allowed in that span.
+/// Renewals at will in that span; after each further one, a node rests.
 const PER_MINUTE: usize = 3;
+
+/// For how long it rests: a link that flaps may need a renewal each time it comes back, and must
+/// not wait for it longer than any other.
+const REST: Duration = Duration::from_secs(6);
 
 /// The most that a generation may lie above what this node started with: 139 years of
 /// milliseconds.
@@ -66,8 +70,7 @@ impl Renewals {
         self.recent.retain(|at| now.duration_since(*at) < MINUTE);
         self.recent.push_back(now);
         if self.recent.len() >= PER_MINUTE {
-            self.recent.clear();
-            self.resting_until = Some(now + MINUTE);
+            self.resting_until = Some(now + REST);
         }
     }
 }
@@ -78,16 +81,20 @@ mod tests {
     use crate::membership::testing::start;
 
     #[test]
-    fn after_three_renewals_in_a_minute_a_node_rests_for_one() {
-        let (now, mut renewals) = (start(), Renewals::new(Generation(1)));
+    fn after_three_renewals_in_a_minute_a_node_rests_after_each() {
+        let (mut now, mut renewals) = (start(), Renewals::new(Generation(1)));
 
         for _ in 0..3 {
             assert!(!renewals.is_resting(now));
             renewals.record(now);
         }
 
-        assert!(renewals.is_resting(now + Duration::from_secs(59)));
-        assert!(!renewals.is_resting(now + MINUTE));
+        for _ in 0..20 {
+            assert!(renewals.is_resting(now + REST - Duration::from_millis(1)));
+            now += REST;
+            assert!(!renewals.is_resting(now));
+            renewals.record(now);
+        }
     }
 
     #[test]

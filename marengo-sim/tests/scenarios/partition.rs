@@ -77,6 +77,21 @@ fn two_nodes_cut_apart_until_they_forgot_each_other_heal_within_15_s() {
     });
 }
 
+#[test]
+fn a_link_that_flaps_heals_within_15_s_however_often() {
+    each_seed(10, |seed| {
+        let mut world = World::cluster(seed, 5);
+        for _ in 0..12 {
+            world.network.cut(&[0, 1, 2], &[3, 4]);
+            world.run_for(secs(6));
+            world.network.heal();
+            let took = world.run_until("the halves are together", secs(15), World::all_know_all);
+            measured("halves that were cut apart again and again heal", took);
+            world.run_for(secs(1));
+        }
+    });
+}
+
 /// Nodes that do not reach each other, one way.
 type Cut<'a> = (&'a [usize], &'a [usize]);
 
