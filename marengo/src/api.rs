@@ -88,6 +88,8 @@ pub struct StatusView {
     pub holds: u64,
     /// Names of peers for which the data plane has no room (`--max-peers`).
     pub peers_without_slot: Vec<String>,
+    /// What is wrong with this node's address: it is gone from the host, say; `null`: nothing.
+    pub address_problem: Option<String>,
     /// Members that have something in common that they must not, as sentences.
     pub conflicts: Vec<String>,
     /// What another hand keeps undoing at present.

@@ -13,7 +13,8 @@ use marengo_core::{
 use crate::{
     kernel::AttachMode,
     values::{
-        AddressAndPort, Interval, LogFormat, Mtu, OnExit, Seed, SocketPath, VniArg, parse_attach,
+        AddressAndPort, Advertise, Interval, LogFormat, Mtu, OnExit, Seed, SocketPath, VniArg,
+        parse_attach,
     },
 };
 
@@ -115,10 +116,10 @@ pub(crate) struct ServerArgs {
     /// Address of this host to gossip on [default: every address, port 7946]
     #[arg(long, env = "MARENGO_BIND_ADDR", value_name = "IP[:PORT]")]
     pub bind_addr: Option<AddressAndPort>,
-    /// Address that the others send to, gossip and tunnels alike [default: the one that leads to
-    /// the seeds, or out]
-    #[arg(long, env = "MARENGO_ADVERTISE_ADDR", value_name = "IP[:PORT]")]
-    pub advertise_addr: Option<AddressAndPort>,
+    /// Address that the others send to, gossip and tunnels alike; or an interface, whose address is
+    /// followed when it changes, as the default is [default: the one that leads to the seeds, or out]
+    #[arg(long, env = "MARENGO_ADVERTISE_ADDR", value_name = "IP|INTERFACE[:PORT]")]
+    pub advertise_addr: Option<Advertise>,
     /// Address of the node's HTTP service, where members exchange all they know [default: the
     /// advertised address, port 8080]
     #[arg(long, env = "MARENGO_LISTEN_ADDR", value_name = "IP[:PORT]")]

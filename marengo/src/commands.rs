@@ -128,6 +128,7 @@ pub(crate) async fn status(config: &GlobalConfig, output: Output) -> Result<(), 
             let line = format!("over {object}: {repairs} repairs in {seconds}s, with {suspect}");
             ("fight", line)
         }));
+        rows.extend(status.address_problem.iter().map(|problem| ("problem", problem.clone())));
         rows.extend(status.conflicts.iter().map(|conflict| ("conflict", conflict.clone())));
         let lines: Vec<String> =
             rows.iter().map(|(name, value)| format!("{name:<12}{value}")).collect();

@@ -20,7 +20,9 @@ use crate::{
     cli::{DEFAULT_CONFIG, Global, RemoveArgs, ServerArgs},
     failure::{Failure, Kind, OrFailure as _},
     kernel::AttachMode,
-    values::{AddressAndPort, Interval, LogFormat, Mtu, OnExit, Seed, SocketPath, VniArg},
+    values::{
+        AddressAndPort, Advertise, Interval, LogFormat, Mtu, OnExit, Seed, SocketPath, VniArg,
+    },
 };
 
 /// Gossip's port, Serf's and memberlist's too.
@@ -45,7 +47,7 @@ struct ConfigFile {
     #[serde(deserialize_with = "text")]
     bind_addr: Option<AddressAndPort>,
     #[serde(deserialize_with = "text")]
-    advertise_addr: Option<AddressAndPort>,
+    advertise_addr: Option<Advertise>,
     #[serde(deserialize_with = "text")]
     listen_addr: Option<AddressAndPort>,
     #[serde(deserialize_with = "text")]
@@ -89,7 +91,7 @@ pub(crate) struct ServerConfig {
     pub global: GlobalConfig,
     pub join: Vec<Seed>,
     pub bind: Option<AddressAndPort>,
-    pub advertise: Option<AddressAndPort>,
+    pub advertise: Option<Advertise>,
     pub listen: Option<AddressAndPort>,
     pub node_name: NodeName,
     pub cluster: ClusterName,
@@ -128,6 +130,17 @@ pub(crate) struct Addresses {
     pub advertise: SocketAddr,
     /// Where HTTP is served.
     pub listen: SocketAddr,
+}
+
+/// Where the advertised address comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum AddressSource {
+    /// The operator named it, with this flag.
+    Fixed(&'static str),
+    /// It is the one that this interface has.
+    Interface(IfName),
+    /// It is the one from which a route leads out.
+    Route,
 }
 
 impl GlobalConfig {
@@ -200,12 +213,15 @@ impl ServerConfig {
         })
     }
 
-    /// The node's addresses, given the one that was found where none was named.
+    /// The node's addresses. `found` is the one that stands where none was named.
     pub(crate) fn addresses(&self, found: IpAddr) -> Addresses {
-        let bind = self.bind.filter(|bind| !bind.ip.is_unspecified());
-        let ip = self.advertise.map_or_else(|| bind.map_or(found, |bind| bind.ip), |a| a.ip);
+        let ip = match (&self.advertise, self.fixed_bind()) {
+            (Some(Advertise::Address(advertise)), _) => advertise.ip,
+            (None, Some(bind)) => bind,
+            (Some(Advertise::Interface(..)) | None, _) => found,
+        };
         let bind_port = self.bind.and_then(|bind| bind.port).unwrap_or(GOSSIP_PORT);
-        let advertise_port = self.advertise.and_then(|a| a.port).unwrap_or(bind_port);
+        let advertise_port = self.advertise.as_ref().and_then(Advertise::port).unwrap_or(bind_port);
         let any: IpAddr =
             if ip.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0_u8; 16]) };
         Addresses {
@@ -218,9 +234,29 @@ impl ServerConfig {
         }
     }
 
-    /// Whether the advertised address must be looked for.
-    pub(crate) fn needs_default_address(&self) -> bool {
-        self.advertise.is_none() && self.bind.is_none_or(|bind| bind.ip.is_unspecified())
+    /// Where the advertised address comes from.
+    pub(crate) fn address_source(&self) -> AddressSource {
+        match &self.advertise {
+            Some(Advertise::Address(_)) => AddressSource::Fixed("--advertise-addr"),
+            Some(Advertise::Interface(name, _)) => AddressSource::Interface(name.clone()),
+            None if self.fixed_bind().is_some() => AddressSource::Fixed("--bind-addr"),
+            None => AddressSource::Route,
+        }
+    }
+
+    fn fixed_bind(&self) -> Option<IpAddr> {
+        self.bind.map(|bind| bind.ip).filter(|ip| !ip.is_unspecified())
+    }
+}
+
+impl Addresses {
+    /// Where others reach the HTTP service.
+    pub(crate) fn listen_for_others(&self) -> SocketAddr {
+        if self.listen.ip().is_unspecified() {
+            (self.advertise.ip(), self.listen.port()).into()
+        } else {
+            self.listen
+        }
     }
 }
 
@@ -398,7 +434,7 @@ mod tests {
             let parse = |text: Option<&str>| text.map(|text| text.parse().unwrap());
             let args = ServerArgs {
                 bind_addr: parse(bind),
-                advertise_addr: parse(advertise),
+                advertise_addr: advertise.map(|text| text.parse().unwrap()),
                 listen_addr: parse(listen),
                 node_name: "n".parse().ok(),
                 ..ServerArgs::default()
@@ -417,6 +453,10 @@ mod tests {
         assert_eq!(
             text(None, Some("[2001:db8::4]:9"), None),
             "[::]:7946 [2001:db8::4]:9 [2001:db8::4]:8080"
+        );
+        assert_eq!(
+            text(None, Some("eth0:9"), Some("0.0.0.0")),
+            "0.0.0.0:7946 10.0.0.9:9 0.0.0.0:8080"
         );
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Doors {
     pub gossip: mpsc::Sender<gossip::Request>,
     pub converge: mpsc::Sender<converge::Request>,
     pub config: ServerConfig,
+    /// What is wrong with this node's address, as a sentence.
+    pub address_problem: watch::Receiver<Option<String>>,
     /// For tests: makes the task of a name panic.
     pub faults: Option<watch::Sender<String>>,
 }
@@ -142,6 +144,7 @@ async fn status(Extension(doors): Extension<Doors>) -> Response<Body> {
         held: data_plane.held,
         holds: data_plane.holds,
         peers_without_slot: data_plane.peers_without_slot,
+        address_problem: doors.address_problem.borrow().clone(),
         conflicts: members.conflicts,
         fights: data_plane.fights,
         fights_total: data_plane.fights_total,

@@ -44,6 +44,8 @@ pub(crate) enum Request {
     Peers(oneshot::Sender<anyhow::Result<Vec<PeerView>>>),
     /// How the data plane is.
     Status(oneshot::Sender<DataPlaneStatus>),
+    /// This node's tunnel address is another one.
+    ChangeVtep(IpAddr),
 }
 
 /// How the data plane is.
@@ -427,6 +429,11 @@ impl Converge {
             }
             Request::Status(answer) => {
                 answer.send(self.status()).ok();
+            }
+            Request::ChangeVtep(vtep) => {
+                self.data_plane.vtep = vtep;
+                self.kernel.set_vtep(vtep);
+                self.converger.mark_dirty(Instant::now(), Cause::Membership);
             }
         }
     }

@@ -37,6 +37,7 @@ use crate::{
     control::{self, Doors},
     converge::Converge,
     failure::{Failure, Kind, OrFailure as _},
+    follow::Follow,
     gossip::{self, Gossip, GossipSocket},
     http,
     kernel::{
@@ -274,17 +275,34 @@ impl Daemon {
         let (converge_requests, requests) = mpsc::channel(64);
 
         let (stop_http, stop_converge) = (CancellationToken::new(), CancellationToken::new());
+        let (problem, address_problem) = watch::channel(None);
         let doors = Doors {
             gossip: gossip_requests.clone(),
-            converge: converge_requests,
+            converge: converge_requests.clone(),
             config: config.clone(),
+            address_problem,
             faults,
         };
         let (control, node) = (control::control_router(doors.clone()), control::node_router(doors));
         let serve_control =
             http::serve(control_listener, control, stop_http.clone(), spawner.clone());
         spawner.spawn("control", serve_control);
-        spawner.spawn("node", http::serve(listener, node, stop_http.clone(), spawner.clone()));
+        let serving = stop_http.child_token();
+        let serve_node = http::serve(listener, node.clone(), serving.clone(), spawner.clone());
+        spawner.spawn("node", serve_node);
+        let follow = Follow {
+            config: config.clone(),
+            addresses,
+            gossip: gossip_requests.clone(),
+            converge: converge_requests,
+            peers: peers.clone(),
+            node,
+            serving,
+            stop_http: stop_http.clone(),
+            spawner: spawner.clone(),
+            problem,
+        };
+        spawner.spawn("address", follow.run());
         let gossip = spawner.spawn("gossip", gossip.run());
         let (stop, spawn) = (stop_converge.clone(), spawner.clone());
         let converge = spawner.spawn("converge", async move {
@@ -371,11 +389,7 @@ fn identity(
     // A clock that stepped back is corrected when another node remembers a later start.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let generation = Generation(u64::try_from(now.as_millis()).unwrap_or_default());
-    let listen = if addresses.listen.ip().is_unspecified() {
-        (addresses.advertise.ip(), addresses.listen.port()).into()
-    } else {
-        addresses.listen
-    };
+    let listen = addresses.listen_for_others();
     let vtep = addresses.advertise.ip();
     Identity::new(config.node_name, addresses.advertise, vtep, listen, generation, data_plane)
         .or_failure(Kind::Address)

@@ -17,7 +17,7 @@ use std::{
 };
 
 use marengo_core::{
-    identity::Identity,
+    identity::{Identity, IdentityError},
     members::{Member, MemberState, PeerTable},
     membership::{Membership, MembershipConfig, MembershipEvent, SyncMessage, SyncRefusal},
 };
@@ -29,7 +29,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 pub(crate) use self::socket::GossipSocket;
-use crate::{api::GossipView, tasks::Spawner, values::Seed};
+use crate::{api::GossipView, config::Addresses, tasks::Spawner, values::Seed};
 
 /// What others ask of the gossip task.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub(crate) enum Request {
     SyncFailed(SocketAddr, String),
     /// The addresses that the seeds' names stand for at the moment.
     Seeds(Vec<SocketAddr>),
+    /// Go on under other addresses.
+    ChangeAddress(Addresses, oneshot::Sender<Result<(), IdentityError>>),
     /// Tell everybody that this node leaves; answered when that is done.
     Leave(oneshot::Sender<()>),
     /// Tell everybody that this node's daemon is back soon; answered when that is done.
@@ -234,6 +236,15 @@ impl Gossip {
             Request::LeaveForRestart(done) => {
                 self.membership.leave_for_restart(now);
                 self.leaving = Some((done, now + LEAVE_WITHIN));
+            }
+            Request::ChangeAddress(addresses, answer) => {
+                let (advertise, listen) = (addresses.advertise, addresses.listen_for_others());
+                let vtep = advertise.ip();
+                let changed = self.membership.change_address(now, advertise, vtep, listen);
+                if changed.is_ok() {
+                    self.socket.set_source(vtep);
+                }
+                answer.send(changed).ok();
             }
             Request::Leave(done) => {
                 self.membership.leave(now);

@@ -266,6 +266,12 @@ impl Kernel {
         self.links.undo_bridge(&self.config.data_plane.bridge).await
     }
 
+    /// This node's tunnel address is another one.
+    pub(crate) fn set_vtep(&mut self, vtep: IpAddr) {
+        self.config.data_plane.vtep = vtep;
+        self.underlay.forget();
+    }
+
     /// Forgets what it knows of routes, because the kernel reported a change of one.
     pub(crate) fn forget_routes(&mut self) {
         self.underlay.forget();

@@ -14,6 +14,7 @@ mod converge;
 mod daemon;
 mod doubts;
 mod failure;
+mod follow;
 mod gossip;
 mod http;
 mod kernel;

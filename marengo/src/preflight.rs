@@ -19,7 +19,7 @@ pub(crate) use self::{
     socket::{ControlSocket, SocketFile},
 };
 use crate::{
-    config::{Addresses, ServerConfig},
+    config::{AddressSource, Addresses, ServerConfig},
     failure::{Failure, Kind, OrFailure as _},
     kernel::{self, AddressOwner, Links, Underlay},
     values::Seed,
@@ -105,16 +105,27 @@ fn kernel_version() -> Result<(), Failure> {
 
 async fn addresses(config: &ServerConfig) -> Result<Addresses, Failure> {
     let underlay = Underlay::open().or_failure(Kind::Failed)?;
-    let found = if config.needs_default_address() {
-        let seeds = seed_addresses(&config.join).await;
-        let found = underlay.default_address(&seeds).await.or_failure(Kind::Failed)?;
-        found.ok_or_else(|| {
-            let message = "found no address of this host that others could reach; name one with \
-                           --advertise-addr";
-            Failure::new(Kind::Address, message)
-        })?
-    } else {
-        IpAddr::from([0; 4])
+    let found = match config.address_source() {
+        AddressSource::Fixed(_) => IpAddr::from([0; 4]),
+        AddressSource::Interface(name) => {
+            let found = underlay.interface_address(&name, None).await.or_failure(Kind::Failed)?;
+            found.ok_or_else(|| {
+                let message = format!(
+                    "--advertise-addr {name}: there is no such interface, or it has no address that \
+                     others could reach"
+                );
+                Failure::new(Kind::Address, message)
+            })?
+        }
+        AddressSource::Route => {
+            let seeds = seed_addresses(&config.join).await;
+            let found = underlay.default_address(&seeds, None).await.or_failure(Kind::Failed)?;
+            found.ok_or_else(|| {
+                let message = "found no address of this host that others could reach; name one with \
+                               --advertise-addr";
+                Failure::new(Kind::Address, message)
+            })?
+        }
     };
     let addresses = config.addresses(found);
     let families = [addresses.bind.is_ipv4(), addresses.advertise.is_ipv4()];
@@ -214,7 +225,8 @@ fn gossip_socket(bind: SocketAddr) -> Result<UdpSocket, Failure> {
     UdpSocket::bind(bind).map_err(|error| cannot_bind("UDP", bind, "--bind-addr", &error))
 }
 
-fn http_socket(listen: SocketAddr) -> Result<std::net::TcpListener, Failure> {
+/// Listens on an address of this host.
+pub(crate) fn http_socket(listen: SocketAddr) -> Result<std::net::TcpListener, Failure> {
     let bind = || -> io::Result<std::net::TcpListener> {
         let socket = Socket::new(Domain::for_address(listen), Type::STREAM, Some(Protocol::TCP))?;
         // A predecessor's closed connections do not keep the port.

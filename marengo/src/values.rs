@@ -10,7 +10,7 @@ use std::{
 };
 
 use marengo_common::Vni;
-use marengo_core::settings::MIN_MTU;
+use marengo_core::settings::{IfName, MIN_MTU};
 
 use crate::kernel::AttachMode;
 
@@ -71,6 +71,51 @@ impl FromStr for AddressAndPort {
             }
             _ => Err(format!("{text:?} is no address: expected ip, ip:port or [ip6]:port")),
         }
+    }
+}
+
+/// What others send to: an address, or whatever address an interface has, with or without a port.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Advertise {
+    /// This address.
+    Address(AddressAndPort),
+    /// The address of an interface, followed when it changes.
+    Interface(IfName, Option<u16>),
+}
+
+impl Advertise {
+    /// The port, if one was given.
+    pub(crate) const fn port(&self) -> Option<u16> {
+        match self {
+            Self::Address(address) => address.port,
+            Self::Interface(_, port) => *port,
+        }
+    }
+}
+
+impl FromStr for Advertise {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Address(address));
+        }
+        let wrong = || {
+            format!(
+                "{text:?} is neither an address nor an interface: expected ip, ip:port, [ip6]:port, \
+                 name or name:port"
+            )
+        };
+        let (name, port) = match text.split_once(':') {
+            Some((name, port)) => (name, Some(port.parse().map_err(|_err| wrong())?)),
+            None => (text, None),
+        };
+        // What looks like an address is a wrong one, not an interface of such a name.
+        let like_address = name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        if like_address || port == Some(0) {
+            return Err(wrong());
+        }
+        Ok(Self::Interface(IfName::new(name).map_err(|_err| wrong())?, port))
     }
 }
 
@@ -249,6 +294,19 @@ mod tests {
         assert_eq!(parse("[::1]"), Ok(("::1".to_owned(), None)));
         assert_eq!(parse("[::1]:7"), Ok(("::1".to_owned(), Some(7))));
         assert!(parse("10.0.0").is_err() && parse("10.0.0.1:0").is_err() && parse("").is_err());
+    }
+
+    #[test]
+    fn an_advertised_address_may_be_an_interfaces() {
+        let name = |text: &str| IfName::new(text).unwrap();
+        assert_eq!("eth0".parse(), Ok(Advertise::Interface(name("eth0"), None)));
+        assert_eq!("eth0.5:70".parse(), Ok(Advertise::Interface(name("eth0.5"), Some(70))));
+        for text in ["10.0.0.1", "10.0.0.1:70", "::1", "[::1]:70"] {
+            assert!(matches!(text.parse(), Ok(Advertise::Address(_))), "{text}");
+        }
+        for wrong in ["", "10.0.0", "10.0.0.1:0", "10.0.0.256", "eth0:", "eth0:0", "eth 0", "::g"] {
+            assert!(wrong.parse::<Advertise>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -6,7 +6,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,6 +40,10 @@ pub const BRIDGE: &str = "marengo";
 /// The VXLAN device.
 pub const DEVICE: &str = "ol-marengo";
 
+/// The first three bytes of the nodes' IPv4 addresses: of the first network, until a node is
+/// renumbered.
+pub const NETWORKS: [[u8; 3]; 3] = [[192, 0, 2], [198, 51, 100], [203, 0, 113]];
+
 /// How long a daemon may take from SIGTERM to its end.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -44,6 +51,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Node {
     pub(crate) number: u8,
+    /// Which of the [`NETWORKS`] its address is of.
+    network: AtomicUsize,
     pub namespace: Namespace,
     router: Namespace,
     sandbox: Arc<Sandbox>,
@@ -72,6 +81,7 @@ impl Node {
         };
         let node = Self {
             number,
+            network: AtomicUsize::new(0),
             namespace,
             router: router.clone(),
             sandbox: Arc::clone(sandbox),
@@ -84,28 +94,33 @@ impl Node {
             node: Some(node.files.clone()),
         });
 
-        let cable = node.cable();
-        router.ip(&format!(
-            "link add {cable} type veth peer name eth0 netns {}",
-            node.namespace.name()
-        ));
-        cap(router, &cable);
-        cap(&node.namespace, "eth0");
-        router.ip(&format!(
-            "addr add {}/31 dev {cable}\naddr add {}/127 dev {cable} nodad\nlink set {cable} up",
-            node.gateway(),
-            node.gateway6(),
-        ));
-        node.namespace.ip(&format!(
-            "addr add {}/31 dev eth0\naddr add {}/127 dev eth0 nodad\nlink set eth0 up\n{}",
-            node.underlay(),
-            node.underlay6(),
-            node.default_routes(),
-        ));
+        node.plug();
         node
     }
 
-    fn default_routes(&self) -> String {
+    fn plug(&self) {
+        let cable = self.cable();
+        self.router.ip(&format!(
+            "link add {cable} type veth peer name eth0 netns {}",
+            self.namespace.name()
+        ));
+        cap(&self.router, &cable);
+        cap(&self.namespace, "eth0");
+        self.router.ip(&format!(
+            "addr add {}/31 dev {cable}\naddr add {}/127 dev {cable} nodad\nlink set {cable} up",
+            self.gateway(),
+            self.gateway6(),
+        ));
+        self.namespace.ip(&format!(
+            "addr add {}/31 dev eth0\naddr add {}/127 dev eth0 nodad\nlink set eth0 up\n{}",
+            self.underlay(),
+            self.underlay6(),
+            self.default_routes(),
+        ));
+    }
+
+    /// What `ip` is told to lead out by the router.
+    pub fn default_routes(&self) -> String {
         format!(
             "route replace default via {}\nroute replace ::/0 via {} dev eth0",
             self.gateway(),
@@ -118,8 +133,10 @@ impl Node {
         format!("node-{}", self.number)
     }
 
+    /// Its address in the underlay; [`Node::renumber`] changes it.
     pub fn underlay(&self) -> Ipv4Addr {
-        Ipv4Addr::new(192, 0, 2, 2 * self.number + 1)
+        let [a, b, c] = NETWORKS[self.network.load(Ordering::Relaxed)];
+        Ipv4Addr::new(a, b, c, 2 * self.number + 1)
     }
 
     pub fn underlay6(&self) -> Ipv6Addr {
@@ -127,7 +144,8 @@ impl Node {
     }
 
     fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::new(192, 0, 2, 2 * self.number)
+        let [a, b, c] = NETWORKS[self.network.load(Ordering::Relaxed)];
+        Ipv4Addr::new(a, b, c, 2 * self.number)
     }
 
     fn gateway6(&self) -> Ipv6Addr {
@@ -384,6 +402,26 @@ impl Node {
             // It may never have had any.
             fs::remove_dir_all(folder).ok();
         }
+    }
+
+    /// Gives the node an IPv4 address of another network, the n-th of [`NETWORKS`], in place of the
+    /// one that it has. There is a moment in which it has none.
+    pub fn renumber(&self, network: usize) {
+        let (old, old_gateway, cable) = (self.underlay(), self.gateway(), self.cable());
+        self.network.store(network, Ordering::Relaxed);
+        let (new, new_gateway) = (self.underlay(), self.gateway());
+        self.router.ip(&format!("addr add {new_gateway}/31 dev {cable}"));
+        self.namespace.ip(&format!(
+            "addr del {old}/31 dev eth0\naddr add {new}/31 dev eth0\n{}",
+            self.default_routes()
+        ));
+        self.router.ip(&format!("addr del {old_gateway}/31 dev {cable}"));
+    }
+
+    /// Takes the cable out and plugs a new one in: another device, of the same name and addresses.
+    pub fn replace_cable(&self) {
+        self.router.ip(&format!("link del {}", self.cable()));
+        self.plug();
     }
 
     /// Gives the bridge its addresses in the overlay.

@@ -35,6 +35,11 @@ impl GossipSocket {
         Ok(Self { socket, state, source, buffer, failing: false })
     }
 
+    /// Sends from another address from now on.
+    pub(super) fn set_source(&mut self, source: IpAddr) {
+        self.source = source;
+    }
+
     /// Waits for datagrams and takes all that are there, up to a bound. May be cancelled.
     pub(super) async fn receive(&mut self) -> io::Result<Vec<(SocketAddr, Vec<u8>)>> {
         self.socket.readable().await?;

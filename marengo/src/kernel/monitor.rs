@@ -107,6 +107,21 @@ pub(crate) fn spawn(spawner: &Spawner, bridge: IfName, device: IfName) -> Result
     Ok(receiver)
 }
 
+/// Reports of addresses alone: says how many there have been.
+pub(crate) fn addresses(spawner: &Spawner) -> Result<watch::Receiver<u64>> {
+    let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)
+        .context("failed to subscribe to the kernel's reports of addresses")?;
+    tokio::spawn(connection);
+    let (sender, receiver) = watch::channel(0);
+    spawner.spawn("address-monitor", async move {
+        while messages.next().await.is_some() && !sender.is_closed() {
+            sender.send_modify(|count| *count += 1);
+        }
+    });
+    Ok(receiver)
+}
+
 /// Whether a report is of one of our two links, the device under another name too.
 fn is_ours(link: &LinkMessage, bridge: &IfName, device: &IfName) -> bool {
     link.attributes.iter().any(|attribute| match attribute {

@@ -7,11 +7,12 @@ use std::{
 
 use anyhow::Result;
 use futures_util::TryStreamExt as _;
+use marengo_core::settings::IfName;
 use nix::errno::Errno;
 use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{
-        address::{AddressAttribute, AddressScope},
+        address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
         link::LinkAttribute,
         route::{RouteAttribute, RouteMessage},
     },
@@ -75,22 +76,48 @@ impl Underlay {
     }
 
     /// Finds an address of this host that others can send to: the source of the way to `towards`
-    /// (a seed), else of the way out, else the first address of global scope.
-    pub(crate) async fn default_address(&self, towards: &[SocketAddr]) -> Result<Option<IpAddr>> {
+    /// (a seed), else of the way out, else the first address of global scope. `ipv4` says of which
+    /// family, if it matters.
+    pub(crate) async fn default_address(
+        &self,
+        towards: &[SocketAddr],
+        ipv4: Option<bool>,
+    ) -> Result<Option<IpAddr>> {
+        let fits = |ip: IpAddr| ipv4.is_none_or(|ipv4| ip.is_ipv4() == ipv4);
         let out = [SocketAddr::from((somewhere_v4(), 9)), SocketAddr::from((somewhere_v6(), 9))];
-        let found = towards.iter().chain(&out).find_map(|target| source_towards(*target));
+        let ways = towards.iter().chain(&out).filter(|target| fits(target.ip()));
+        let found = ways.map(|target| source_towards(*target)).find_map(|source| source);
         if found.is_some() {
             return Ok(found);
         }
         let mut addresses = self.addresses().await?;
-        addresses.retain(|(_, scope, ip)| *scope == AddressScope::Universe && !ip.is_loopback());
-        addresses.sort_by_key(|(index, _, ip)| (ip.is_ipv6(), *index));
-        Ok(addresses.first().map(|(_, _, ip)| *ip))
+        addresses.retain(|address| address.is_for_others() && fits(address.ip));
+        addresses.sort_by_key(|address| (address.ip.is_ipv6(), address.device));
+        Ok(addresses.first().map(|address| address.ip))
+    }
+
+    /// Finds the address of an interface that others can send to: its first one, IPv4 before IPv6
+    /// unless `ipv4` says of which family.
+    pub(crate) async fn interface_address(
+        &self,
+        name: &IfName,
+        ipv4: Option<bool>,
+    ) -> Result<Option<IpAddr>> {
+        let Ok(device) = nix::net::if_::if_nametoindex(name.as_str()) else { return Ok(None) };
+        let mut addresses = self.addresses().await?;
+        addresses.retain(|address| {
+            address.device == device
+                && address.is_for_others()
+                && ipv4.is_none_or(|ipv4| address.ip.is_ipv4() == ipv4)
+        });
+        // Within a family, in the kernel's order: the primary address comes first.
+        addresses.sort_by_key(|address| address.ip.is_ipv6());
+        Ok(addresses.first().map(|address| address.ip))
     }
 
     /// Says whether an address is one of this host's.
     pub(crate) async fn owner(&self, address: IpAddr) -> Result<AddressOwner> {
-        let ours = self.addresses().await?.iter().any(|(_, _, ip)| *ip == address);
+        let ours = self.device_of(address).await?.is_some();
         Ok(if ours { AddressOwner::ThisHost } else { AddressOwner::Other })
     }
 
@@ -114,9 +141,10 @@ impl Underlay {
         Ok(device)
     }
 
-    async fn device_of(&self, address: IpAddr) -> Result<Option<u32>> {
+    /// The device that holds an address; `None`: it is none of this host's.
+    pub(crate) async fn device_of(&self, address: IpAddr) -> Result<Option<u32>> {
         let addresses = self.addresses().await?;
-        Ok(addresses.iter().find(|(_, _, ip)| *ip == address).map(|(device, _, _)| *device))
+        Ok(addresses.iter().find(|held| held.ip == address).map(|held| held.device))
     }
 
     async fn device_mtu(&self, device: u32) -> Result<Option<u32>> {
@@ -133,24 +161,58 @@ impl Underlay {
         }
     }
 
-    async fn addresses(&self) -> Result<Vec<(u32, AddressScope, IpAddr)>> {
+    async fn addresses(&self) -> Result<Vec<HostAddress>> {
         let addresses = self.handle.address().get().execute().try_collect::<Vec<_>>();
         let addresses = answered("addresses", addresses).await??;
-        Ok(addresses
-            .into_iter()
-            .filter_map(|message| {
-                // `Local` is this end of a point-to-point link, where `Address` is the other.
-                let local = message.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Local(ip) => Some(*ip),
-                    _ => None,
-                });
-                let address = message.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Address(ip) => Some(*ip),
-                    _ => None,
-                });
-                Some((message.header.index, message.header.scope, local.or(address)?))
-            })
-            .collect())
+        Ok(addresses.iter().filter_map(HostAddress::read).collect())
+    }
+}
+
+/// An address of this host.
+#[derive(Clone, Copy, Debug)]
+struct HostAddress {
+    ip: IpAddr,
+    device: u32,
+    scope: AddressScope,
+    flags: AddressFlags,
+}
+
+impl HostAddress {
+    fn read(message: &AddressMessage) -> Option<Self> {
+        let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+            message.attributes.iter().find_map(wanted)
+        };
+        // `Local` is this end of a point-to-point link, where `Address` is the other.
+        let local = find(|attribute| match attribute {
+            AddressAttribute::Local(ip) => Some(*ip),
+            _ => None,
+        });
+        let address = find(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        });
+        let flags = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Flags(flags) => Some(*flags),
+            _ => None,
+        });
+        Some(Self {
+            ip: local.or(address)?,
+            device: message.header.index,
+            scope: message.header.scope,
+            flags: flags.unwrap_or(AddressFlags::empty()),
+        })
+    }
+
+    /// Whether others can send to it, today and tomorrow.
+    fn is_for_others(&self) -> bool {
+        // Not one that may turn out to be taken, that is on its way out, or that is made anew each
+        // day (RFC 8981; IPv4 has the same bit for an address beside the first one).
+        let passing = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
+        let temporary = self.ip.is_ipv6() && self.flags.contains(AddressFlags::Secondary);
+        self.scope == AddressScope::Universe
+            && !self.ip.is_loopback()
+            && !self.flags.intersects(passing)
+            && !temporary
     }
 }
 
