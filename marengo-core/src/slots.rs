@@ -48,10 +48,19 @@ impl Slots {
 
     /// Takes over what an earlier run left in the kernel: slots, and the highest generation given
     /// out. They have no names until [`Slots::assign`] sees their peers.
+    ///
+    /// A run that ended half-way may have left two slots at one address: the later one stays.
     pub fn adopt(&mut self, slots: impl IntoIterator<Item = (PeerIndex, Slot)>, generation: u32) {
         self.generation = self.generation.max(generation);
         for (index, slot) in slots {
             self.generation = self.generation.max(slot.generation);
+            let rival = self.by_index.iter().find(|(_, other)| other.vtep == slot.vtep);
+            if let Some((rival, other)) = rival.map(|(index, other)| (*index, other)) {
+                if other.generation > slot.generation {
+                    continue;
+                }
+                self.free(rival);
+            }
             if index != 0 && self.by_index.len() < self.max_peers {
                 self.by_index.insert(index, slot);
                 self.flood.push(index);
@@ -259,6 +268,20 @@ mod tests {
 
         assert_eq!(slot_of(&slots, "a"), (3, 40));
         assert_eq!(slots.get(3).unwrap().data_plane, DataPlaneId::new(11));
+    }
+
+    #[test]
+    fn of_two_adopted_slots_at_one_address_the_later_one_stays() {
+        for order in [[0, 1], [1, 0]] {
+            let found = [(3, adopted(1, Some(11), 40)), (4, adopted(1, Some(12), 41))];
+            let mut slots = Slots::new(8);
+
+            slots.adopt(order.map(|position: usize| found[position].clone()), 50);
+
+            let left: Vec<_> = slots.iter().map(|(index, _)| index).collect();
+            assert_eq!(left, [4]);
+            assert_eq!(slots.flood_chunks()[&0].peers[..2], [4, 0]);
+        }
     }
 
     #[test]

@@ -60,11 +60,13 @@ impl WitnessConfig {
         silence: Duration::from_millis(300),
         is_heard: true,
     };
-}
 
-/// No fewer questions than this make a silence: the time alone may be that of a process that was
-/// stopped and did not ask.
-const LEAST_QUESTIONS: u32 = 4;
+    /// How many questions in a row must stay without an answer: seven of the ten that fit.
+    fn questions(&self) -> u32 {
+        let fit = self.silence.as_millis() / self.ask_every.as_millis().max(1);
+        u32::try_from(fit * 7 / 10).unwrap_or(u32::MAX).max(1)
+    }
+}
 
 /// What the ingress program has heard from a peer's address.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -124,9 +126,11 @@ struct Doubt {
     /// The latest sign of the peer itself.
     heard: Option<Instant>,
     asked: Option<Instant>,
-    /// Questions since the peer was last heard.
-    unanswered: u32,
     ask_at: Instant,
+    /// Questions that nothing was heard after.
+    unanswered: u32,
+    /// When the first of those was asked.
+    unanswered_since: Option<Instant>,
     /// When it began to be held, and why.
     held: Option<(Instant, Reason)>,
     /// It was found silent, and this was told.
@@ -206,6 +210,7 @@ impl Witness {
         for (index, doubt) in asked.filter(|(_, doubt)| doubt.ask_at <= now) {
             doubt.asked = Some(now);
             doubt.unanswered = doubt.unanswered.saturating_add(1);
+            doubt.unanswered_since.get_or_insert(now);
             doubt.ask_at = now + self.config.ask_every;
             due.push(*index);
         }
@@ -267,11 +272,16 @@ impl Witness {
             && doubt.heard >= doubt.asked
         {
             doubt.ask_at = asked + self.config.ask_heard_every;
-            doubt.unanswered = 0;
+        }
+        if doubt.heard >= doubt.unanswered_since {
+            (doubt.unanswered, doubt.unanswered_since) = (0, None);
         }
         let quiet_since = doubt.heard.map_or(doubt.since, |heard| heard.max(doubt.since));
-        let is_quiet = now.duration_since(quiet_since) >= self.config.silence;
-        let is_silent = is_quiet && doubt.unanswered >= LEAST_QUESTIONS || !self.config.is_heard;
+        // A daemon that was stopped or busy has not asked for a while: its own silence is no one
+        // else's.
+        let is_silent = now.duration_since(quiet_since) >= self.config.silence
+            && doubt.unanswered >= self.config.questions()
+            || !self.config.is_heard;
         let reason = match standing {
             Some(Standing::Lost) => Some(Reason::Lost),
             None => Some(Reason::Unknown),
@@ -312,8 +322,9 @@ impl Doubt {
             since: now,
             heard: None,
             asked: None,
-            unanswered: 0,
             ask_at: now,
+            unanswered: 0,
+            unanswered_since: None,
             held: None,
             is_silent: false,
         }
@@ -380,21 +391,24 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_was_stopped_asks_before_it_judges() {
+    fn a_daemon_that_was_stopped_asks_again_before_it_takes_anybody_out() {
         let mut bench = Bench::new(&[Standing::Lost]);
         bench.answers = true;
-        bench.run(Duration::from_secs(5));
+        bench.run(Duration::from_secs(10));
 
+        // SIGSTOP: nobody is asked, so nobody answers.
         bench.now += Duration::from_mins(1);
+        bench.answers = false;
         bench.step();
-        assert!(bench.kept(1), "nobody was asked in that minute");
-        bench.run(Duration::from_secs(5));
+        assert!(bench.kept(1));
+        bench.answers = true;
+        bench.run(Duration::from_secs(10));
         assert!(bench.kept(1));
 
-        bench.answers = false;
         bench.now += Duration::from_mins(1);
-        bench.run(Duration::from_millis(700));
-        assert!(!bench.kept(1), "asked again, it is silent");
+        bench.answers = false;
+        bench.run(Duration::from_millis(1700));
+        assert!(!bench.kept(1), "and whoever is silent still goes");
     }
 
     #[test]
