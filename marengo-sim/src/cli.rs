@@ -1,16 +1,20 @@
 //! The commands.
 
 mod metrics;
+mod seeds;
 
 use std::process::ExitCode;
 
 /// Whole clusters on a virtual clock: the real membership and converge code, everything else
-/// simulated.
+/// simulated. One seed decides all that happens in a run.
 #[derive(clap::Parser, Debug)]
 #[command(name = "cargo xtask sim", bin_name = "cargo xtask sim")]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    seeds: seeds::Args,
 }
 
 #[derive(clap::Subcommand, Debug)]
@@ -21,7 +25,8 @@ enum Command {
 impl Cli {
     pub(crate) fn run(self) -> ExitCode {
         match self.command {
-            Command::Metrics(args) => args.run(),
+            Some(Command::Metrics(args)) => args.run(),
+            None => self.seeds.run(),
         }
     }
 }

@@ -5,12 +5,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chaos;
 pub mod cpu;
 pub mod fake_kernel;
+pub mod host_kernel;
 pub mod measure;
 pub mod network;
 pub mod node;
 mod queue;
+pub mod shell;
 pub mod world;
 
 use std::time::Duration;

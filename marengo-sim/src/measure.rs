@@ -161,7 +161,8 @@ fn detect(cluster: &mut impl Cluster, scale: &Scale, node: usize, figures: &mut 
 
 /// Marengo's membership, to be measured.
 pub fn marengo(seed: u64, nodes: usize, loss: f64) -> World {
-    let options = Options { log: false, strict: false, weigh_exchanges: true };
+    let options =
+        Options { log: false, strict: false, weigh_exchanges: true, ..Options::default() };
     let mut world = World::with(seed, nodes, options);
     world.network.loss = loss;
     world

@@ -11,7 +11,11 @@ use marengo_core::{
     membership::{Membership, MembershipConfig, MembershipEvent},
 };
 
-use crate::cpu::{Cpu, Waiting};
+use crate::{
+    cpu::{Cpu, Waiting},
+    host_kernel::HostKernel,
+    shell::Shell,
+};
 
 /// What a wall clock shows when a world begins, in milliseconds.
 const WALL_CLOCK: u64 = 1_700_000_000_000;
@@ -37,6 +41,12 @@ pub struct Node {
     pub clock_error: i64,
     /// Datagrams sent to this machine.
     pub sent_to: u64,
+    /// Its kernel, in a world with data planes and while it has power.
+    pub kernel: Option<HostKernel>,
+    /// The converge task of the daemon, if one runs.
+    pub shell: Option<Shell>,
+    /// When the converge task is next looked after.
+    pub(crate) round_at: Option<Instant>,
     /// Counts the starts, so that nothing meant for one start reaches the next.
     pub(crate) life: u32,
     /// The deadline for which an event is in the queue.
@@ -50,9 +60,7 @@ pub struct Node {
 impl Node {
     /// The machine of that number, without a daemon.
     pub fn new(index: usize) -> Self {
-        let index16 = u16::try_from(index).expect("not that many nodes");
-        let [high, low] = (index16 + 1).to_be_bytes();
-        let ip = IpAddr::from([10, 0, high, low]);
+        let ip = ip_number(index + 1);
         let mut config = MembershipConfig::new(ClusterName::new("sim").expect("a name"));
         "0.1.0".clone_into(&mut config.version);
         Self {
@@ -65,12 +73,23 @@ impl Node {
             data_plane: None,
             clock_error: 0,
             sent_to: 0,
+            kernel: None,
+            shell: None,
+            round_at: None,
             life: 0,
             scheduled: None,
             cpu: Cpu::Full,
             waiting: Waiting::default(),
             told: BTreeMap::new(),
         }
+    }
+
+    /// Gives the machine the address of that number.
+    pub(crate) fn set_address(&mut self, number: usize) {
+        let ip = ip_number(number);
+        self.addr.set_ip(ip);
+        self.listen.set_ip(ip);
+        self.vtep = ip;
     }
 
     /// What a daemon that starts now says about itself. `elapsed` is the age of the world in
@@ -91,6 +110,8 @@ impl Node {
     /// Forgets what was of the daemon that ended.
     pub(crate) fn clear(&mut self) {
         self.membership = None;
+        self.shell = None;
+        self.round_at = None;
         self.scheduled = None;
         self.cpu = Cpu::Full;
         self.waiting = Waiting::default();
@@ -125,4 +146,10 @@ impl Node {
         }
         true
     }
+}
+
+fn ip_number(number: usize) -> IpAddr {
+    let number = u16::try_from(number).expect("not that many addresses");
+    let [high, low] = number.to_be_bytes();
+    IpAddr::from([10, 0, high, low])
 }

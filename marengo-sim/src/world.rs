@@ -17,8 +17,18 @@ use self::step::Event;
 use crate::{ms, network::Network, node::Node, queue::Queue};
 
 mod accidents;
+mod goals;
+mod invariants;
+mod overlay;
 mod show;
 mod step;
+mod trouble;
+
+pub use self::{
+    goals::Missing,
+    overlay::{Delivery, Frames, Home},
+    trouble::Meddling,
+};
 
 /// An event and when which node reported it.
 #[derive(Clone, Debug)]
@@ -33,6 +43,7 @@ pub struct Logged {
 
 /// What a world keeps and checks beside running.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "switches, each for itself")]
 pub struct Options {
     /// Keep the events of all nodes.
     pub log: bool,
@@ -41,11 +52,15 @@ pub struct Options {
     pub strict: bool,
     /// Count the bytes of the exchanges too.
     pub weigh_exchanges: bool,
+    /// The machines have kernels, and daemons that care for data planes.
+    pub data_planes: bool,
+    /// Print what happens.
+    pub trace: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { log: true, strict: true, weigh_exchanges: false }
+        Self { log: true, strict: true, weigh_exchanges: false, data_planes: false, trace: false }
     }
 }
 
@@ -88,7 +103,19 @@ pub struct World {
     pub traffic: Traffic,
     /// Decides everything.
     pub rng: StdRng,
+    /// Where the stations are.
+    pub stations: Vec<Home>,
+    /// What became of the stations' frames.
+    pub frames: Frames,
+    /// Every frame that was let in, while this is wanted.
+    deliveries: Option<Vec<Delivery>>,
     options: Options,
+    /// Addresses that were given to machines.
+    addresses: usize,
+    /// Until when a path was last cut.
+    disturbed: HashMap<(usize, usize), Instant>,
+    /// When the network as a whole last lost much.
+    network_changed: Option<Instant>,
     start: Instant,
     queue: Queue<Event>,
     /// Which machine has an address.
@@ -106,7 +133,7 @@ impl World {
     pub fn with(seed: u64, nodes: usize, options: Options) -> Self {
         #[expect(clippy::disallowed_methods, reason = "a world needs some instant to begin with")]
         let start = Instant::now();
-        Self {
+        let mut world = Self {
             now: start,
             network: Network::default(),
             nodes: (0..nodes).map(Node::new).collect(),
@@ -114,12 +141,24 @@ impl World {
             downs: Vec::new(),
             traffic: Traffic::default(),
             rng: StdRng::seed_from_u64(seed),
+            stations: Vec::new(),
+            frames: Frames::default(),
+            deliveries: None,
             options,
+            addresses: nodes,
+            disturbed: HashMap::new(),
+            network_changed: None,
             start,
             queue: Queue::default(),
             at_ip: HashMap::new(),
             aliases: BTreeMap::new(),
+        };
+        if options.data_planes {
+            for node in 0..nodes {
+                world.power_on(node);
+            }
         }
+        world
     }
 
     /// A cluster whose nodes know each other. Node 0 is the seed of all.
@@ -233,6 +272,11 @@ impl World {
             self.run_for(ms(10));
         }
         self.now - began
+    }
+
+    /// How many addresses machines ever had.
+    pub fn addresses_ever(&self) -> usize {
+        self.addresses
     }
 
     fn node_at(&self, addr: SocketAddr) -> Option<usize> {

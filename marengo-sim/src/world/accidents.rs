@@ -2,11 +2,23 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use marengo_core::{identity::DataPlaneId, membership::Membership};
+use marengo_common::Vni;
+use marengo_core::{
+    control::{Control, Without},
+    identity::DataPlaneId,
+    membership::Membership,
+    settings::{DataPlane, IfName},
+    witness::WitnessConfig,
+};
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use super::World;
-use crate::cpu::{BATCH, Cpu};
+use super::{World, overlay::LEAVE_WITHIN, step::Event};
+use crate::{
+    cpu::{BATCH, Cpu},
+    host_kernel::HostKernel,
+    node::Node,
+    shell::Shell,
+};
 
 impl World {
     /// Starts the daemon of a node, with the nodes that it is told to join.
@@ -19,11 +31,18 @@ impl World {
     pub fn start_with(&mut self, index: usize, seeds: Vec<SocketAddr>) {
         let elapsed = u64::try_from(self.elapsed().as_millis()).expect("small");
         let mut rng = StdRng::from_rng(&mut self.rng);
-        let new = DataPlaneId::random(&mut rng);
+        self.trace(|| format!("node{index} starts, told to join {seeds:?}"));
         let node = &mut self.nodes[index];
-        let data_plane = node.data_plane.take().unwrap_or(new);
         assert!(node.membership.is_none(), "node {index} runs already");
-        let identity = node.identity(elapsed, data_plane);
+        let kept = node.data_plane.take();
+        let kept = node.kernel.as_ref().map_or(kept, HostKernel::data_plane);
+        let id = kept.unwrap_or_else(|| DataPlaneId::random(&mut rng));
+        if let Some(kernel) = &node.kernel {
+            let is_heard = node.config.without.has(Control::Witness);
+            let witness = WitnessConfig { is_heard, ..WitnessConfig::DEFAULT };
+            node.shell = Some(Shell::new(self.now, kernel, data_plane(node, id), witness));
+        }
+        let identity = node.identity(elapsed, id);
         let mut membership = Membership::new(self.now, node.config.clone(), identity, rng);
         membership.set_seeds(self.now, seeds);
         node.membership = Some(membership);
@@ -32,8 +51,63 @@ impl World {
         self.pump(index);
     }
 
+    /// Adds a machine that has power, and gives its number.
+    pub fn add_machine(&mut self, without: Without) -> usize {
+        let index = self.nodes.len();
+        let mut node = Node::new(index);
+        node.config.without = without;
+        self.addresses += 1;
+        node.set_address(self.addresses);
+        self.nodes.push(node);
+        self.power_on(index);
+        index
+    }
+
+    /// A machine that was just added gets the addresses of one that has no power.
+    pub fn take_over(&mut self, new: usize, dead: usize) {
+        self.trace(|| format!("node{new} has the address of node{dead}"));
+        let Node { addr, vtep, listen, .. } = self.nodes[dead];
+        let node = &mut self.nodes[new];
+        self.at_ip.remove(&node.addr.ip());
+        (node.addr, node.vtep, node.listen) = (addr, vtep, listen);
+        self.at_ip.insert(addr.ip(), new);
+    }
+
+    /// Gives a machine without power another address, if somebody else has its own.
+    pub fn make_address_free(&mut self, index: usize) {
+        let ip = self.nodes[index].addr.ip();
+        let taken =
+            (0..self.nodes.len()).any(|other| other != index && self.nodes[other].vtep == ip);
+        if taken {
+            self.addresses += 1;
+            self.nodes[index].set_address(self.addresses);
+        }
+    }
+
+    /// Switches a machine on. No daemon runs on it yet.
+    pub fn power_on(&mut self, index: usize) {
+        self.trace(|| format!("node{index} has power"));
+        let node = &mut self.nodes[index];
+        assert!(node.kernel.is_none(), "node {index} has power already");
+        node.kernel = Some(HostKernel::new(self.now, node.config.without));
+        self.at_ip.insert(node.addr.ip(), index);
+    }
+
+    /// The machine loses its power: daemon, links, maps.
+    pub fn power_off(&mut self, index: usize) {
+        self.trace(|| format!("node{index} loses its power"));
+        let node = &mut self.nodes[index];
+        node.clear();
+        node.kernel = None;
+        let ip = node.addr.ip();
+        if self.at_ip.get(&ip) == Some(&index) {
+            self.at_ip.remove(&ip);
+        }
+    }
+
     /// SIGKILL, or the end of the machine: no goodbye.
     pub fn crash(&mut self, index: usize) {
+        self.trace(|| format!("node{index} crashes"));
         self.nodes[index].clear();
     }
 
@@ -47,6 +121,7 @@ impl World {
     /// Gives a machine another address in place of the one it has. A daemon that runs follows.
     pub fn renumber(&mut self, index: usize, ip: IpAddr) {
         let now = self.now;
+        self.trace(|| format!("node{index} gets the address {ip}"));
         let node = &mut self.nodes[index];
         self.at_ip.remove(&node.addr.ip());
         self.at_ip.insert(ip, index);
@@ -55,6 +130,9 @@ impl World {
         node.vtep = ip;
         if let Some(membership) = &mut node.membership {
             membership.change_address(now, node.addr, ip, node.listen).expect("a good address");
+            if let Some(shell) = &mut node.shell {
+                shell.change_vtep(now, ip);
+            }
             self.pump(index);
         }
     }
@@ -62,8 +140,20 @@ impl World {
     /// Tells a node to leave. Its machine stays, so that it says its second goodbye.
     pub fn leave(&mut self, index: usize) {
         let now = self.now;
+        self.trace(|| format!("node{index} leaves"));
         self.membership_mut(index).leave(now);
         self.pump(index);
+        if self.nodes[index].kernel.is_some() {
+            self.go(index, false);
+        }
+    }
+
+    /// The daemon ends when its goodbyes are said; until then its converge task does no more.
+    fn go(&mut self, index: usize, keep: bool) {
+        let node = &mut self.nodes[index];
+        node.shell = None;
+        let event = Event::TearDown { node: index, life: node.life, keep };
+        self.queue.push(self.now + LEAVE_WITHIN, event);
     }
 
     /// Tells a daemon to go and leave its data plane for its next start.
@@ -71,18 +161,24 @@ impl World {
         let now = self.now;
         let data_plane = self.membership(index).identity().data_plane;
         self.nodes[index].data_plane = Some(data_plane);
+        self.trace(|| format!("node{index} goes and will be back"));
         self.membership_mut(index).leave_for_restart(now);
         self.pump(index);
+        if self.nodes[index].kernel.is_some() {
+            self.go(index, true);
+        }
     }
 
     /// Gives a daemon less of a processor.
     pub fn starve(&mut self, index: usize, cpu: Cpu) {
+        self.trace(|| format!("node{index} has {cpu:?}"));
         self.nodes[index].cpu = cpu;
         self.wake(index);
     }
 
     /// SIGSTOP.
     pub fn stop(&mut self, index: usize) {
+        self.trace(|| format!("node{index} is stopped"));
         self.nodes[index].cpu = Cpu::Stopped;
     }
 
@@ -95,6 +191,7 @@ impl World {
     /// done.
     pub fn resume(&mut self, index: usize) {
         let now = self.now;
+        self.trace(|| format!("node{index} goes on"));
         self.nodes[index].cpu = Cpu::Full;
         loop {
             let inbox = &mut self.nodes[index].waiting.inbox;
@@ -119,5 +216,19 @@ impl World {
         {
             membership.handle_timeout(now);
         }
+    }
+}
+
+/// What the operator of a machine decided about its data plane.
+fn data_plane(node: &Node, id: DataPlaneId) -> DataPlane {
+    DataPlane {
+        bridge: IfName::new("marengo").expect("a name"),
+        device: IfName::new("ol-marengo").expect("a name"),
+        vni: Vni::new(1024).expect("a VNI"),
+        port: 4789,
+        vtep: node.vtep,
+        mtu: None,
+        max_peers: 1024,
+        id,
     }
 }

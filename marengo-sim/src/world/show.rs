@@ -26,6 +26,16 @@ impl fmt::Display for World {
     }
 }
 
+impl World {
+    /// Prints what happened, if that is wanted.
+    #[expect(clippy::print_stdout, reason = "somebody asked for it")]
+    pub(crate) fn trace(&self, text: impl FnOnce() -> String) {
+        if self.options.trace {
+            println!("{:>10.4} {}", self.elapsed().as_secs_f64(), text());
+        }
+    }
+}
+
 pub(super) fn describe(event: &MembershipEvent) -> String {
     match event {
         MembershipEvent::MemberUp(member) => format!("up {member} {}", member.generation),

@@ -8,8 +8,11 @@ use std::{
 use bytes::Bytes;
 use marengo_core::membership::{Membership, MembershipEvent, SyncMessage};
 
-use super::{Down, Logged, World};
-use crate::cpu::{BATCH, Cpu};
+use super::{Down, Logged, World, overlay::Tunnelled, show::describe};
+use crate::{
+    cpu::{BATCH, Cpu},
+    host_kernel::Station,
+};
 
 /// An exchange that takes longer has failed, as in the daemon.
 const EXCHANGE_WITHIN: Duration = Duration::from_secs(5);
@@ -27,6 +30,14 @@ pub(super) enum Event {
     Wake { node: usize },
     /// Half an exchange of the membership.
     Exchange(Box<Exchange>),
+    /// The converge task of a daemon has something to do.
+    Round { node: usize, life: u32 },
+    /// A daemon that has said its goodbyes cleans up.
+    TearDown { node: usize, life: u32, keep: bool },
+    /// A frame arrives through the tunnel.
+    Frame(Box<Tunnelled>),
+    /// A station has something to send.
+    Talk { station: Station },
 }
 
 /// One half of an exchange: a message on a stream.
@@ -66,6 +77,10 @@ impl World {
             }
             Event::Wake { node } => self.run_slice(node),
             Event::Exchange(exchange) => self.exchange(exchange),
+            Event::Round { node, life } => self.round(node, life),
+            Event::TearDown { node, life, keep } => self.tear_down(node, life, keep),
+            Event::Frame(frame) => self.frame(&frame),
+            Event::Talk { station } => self.talk(station),
         }
     }
 
@@ -145,7 +160,9 @@ impl World {
             self.traffic.bytes += len as u64;
             let Some(to) = self.node_at(transmit.to) else { continue };
             self.nodes[to].sent_to += 1;
-            for delay in self.network.arrivals(index, to, &mut self.rng).into_iter().flatten() {
+            for delay in
+                self.network.gossip_arrivals(index, to, &mut self.rng).into_iter().flatten()
+            {
                 let data = transmit.data.clone();
                 self.queue.push(now + delay, Event::Datagram { to, at: transmit.to, from, data });
             }
@@ -159,6 +176,7 @@ impl World {
             if let MembershipEvent::MemberDown(down) = &event {
                 self.downs.push(Down { at: now, observer: index, addr: down.addr });
             }
+            self.trace(|| format!("node{index}: {}", describe(&event)));
             if self.options.log {
                 self.log.push(Logged { at: now, node: index, event });
             }
@@ -175,6 +193,7 @@ impl World {
             node.scheduled = Some(deadline);
             self.queue.push(deadline, Event::Deadline { node: index });
         }
+        self.tell_shell(index);
     }
 
     fn request_exchange(&mut self, from: usize, with: SocketAddr) {
@@ -200,7 +219,8 @@ impl World {
         let loss = self.network.loss;
         let lost = loss > 0.0 && rand::RngExt::random_bool(&mut self.rng, loss);
         // A stream needs both ways.
-        if lost || !self.network.reaches(from, to) || !self.network.reaches(to, from) {
+        let open = |a, b| self.network.gossip_reaches(a, b);
+        if lost || !open(from, to) || !open(to, from) {
             return self.retry(exchange);
         }
         if runs_at > now {

@@ -1,0 +1,299 @@
+//! What the daemon's converge task does, without its runtime: observe, plan and apply in rounds,
+//! ask the peers that gossip doubts, and keep what an earlier daemon left until gossip speaks.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use marengo_common::PeerIndex;
+use marengo_core::{
+    converge::{Cause, Converger, Outcome},
+    desired::desired,
+    members::PeerTable,
+    op::{Hook, Op},
+    plan::plan,
+    settings::DataPlane,
+    slots::{Slot, Slots},
+    state::DesiredState,
+    witness::{Witness, WitnessConfig, WitnessEvent},
+};
+use rand::rngs::StdRng;
+
+use crate::host_kernel::HostKernel;
+
+/// As in the daemon.
+const KEEP_ADOPTED: Duration = Duration::from_secs(15);
+/// The default of `--converge-interval`.
+const INTERVAL: Duration = Duration::from_secs(6);
+
+/// What becomes of slots that an earlier daemon left.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Adoption {
+    Waiting,
+    Until(Instant),
+    Over,
+}
+
+/// A round that has begun.
+#[derive(Debug)]
+enum Round {
+    Observing { until: Instant },
+    Applying(Applying),
+}
+
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "what has gone wrong, each for itself")]
+struct Applying {
+    until: Instant,
+    want: DesiredState,
+    ops: VecDeque<Op>,
+    count: usize,
+    /// The device was up when this round began.
+    open: bool,
+    failed: bool,
+    links_failed: bool,
+    obstacle: bool,
+    /// The kernel failed an operation that it should not.
+    disturbed: bool,
+}
+
+/// The converge task's state.
+#[derive(Debug)]
+pub struct Shell {
+    data_plane: DataPlane,
+    converger: Converger,
+    slots: Slots,
+    witness: Witness,
+    keep: BTreeSet<PeerIndex>,
+    adopted: Adoption,
+    /// What was desired when the kernel was last as it should be.
+    settled: Option<DesiredState>,
+    round: Option<Round>,
+    /// What gossip tells.
+    peers: PeerTable,
+    /// Slots that were given up since this was last looked at.
+    pub(crate) freed: Vec<Slot>,
+    /// What the witness told since this was last looked at.
+    pub(crate) events: Vec<WitnessEvent>,
+    /// Rounds that ended.
+    pub(crate) rounds: u64,
+}
+
+impl Shell {
+    /// Takes over the kernel.
+    pub(crate) fn new(
+        now: Instant,
+        kernel: &HostKernel,
+        data_plane: DataPlane,
+        witness: WitnessConfig,
+    ) -> Self {
+        let (adopted, generation) = kernel.adopted();
+        let adoption = if adopted.is_empty() { Adoption::Over } else { Adoption::Waiting };
+        let mut slots = Slots::new(data_plane.max_peers);
+        slots.adopt(adopted, generation);
+        Self {
+            data_plane,
+            converger: Converger::new(now, INTERVAL),
+            slots,
+            witness: Witness::new(witness),
+            keep: BTreeSet::new(),
+            adopted: adoption,
+            settled: None,
+            round: None,
+            peers: PeerTable::default(),
+            freed: Vec::new(),
+            events: Vec::new(),
+            rounds: 0,
+        }
+    }
+
+    /// The slots.
+    pub fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// How many peers are held.
+    pub fn held(&self) -> usize {
+        self.witness.held_count()
+    }
+
+    /// What was desired when the kernel was last as it should be, unless something is being done.
+    pub(crate) fn settled(&self) -> Option<&DesiredState> {
+        if self.round.is_some() { None } else { self.settled.as_ref() }
+    }
+
+    /// Whether all that gossip last told is in the kernel.
+    pub(crate) fn is_settled_on(&self, peers: &PeerTable) -> bool {
+        self.settled().is_some() && self.peers == *peers
+    }
+
+    /// The tunnel address of a slot.
+    pub(crate) fn vtep(&self, index: PeerIndex) -> Option<IpAddr> {
+        self.slots.get(index).map(|slot| slot.vtep)
+    }
+
+    /// Tells what gossip knows.
+    pub(crate) fn handle_peers(&mut self, now: Instant, peers: PeerTable) {
+        if self.peers != peers {
+            self.peers = peers;
+            self.converger.mark_dirty(now, Cause::Membership);
+        }
+    }
+
+    /// The machine has another address.
+    pub(crate) fn change_vtep(&mut self, now: Instant, vtep: IpAddr) {
+        self.data_plane.vtep = vtep;
+        self.converger.mark_dirty(now, Cause::Membership);
+    }
+
+    /// Tells that the kernel reported something.
+    pub(crate) fn handle_report(&mut self, now: Instant) {
+        self.converger.mark_dirty(now, Cause::Kernel);
+    }
+
+    /// When to call [`Shell::run`] next.
+    pub(crate) fn deadline(&self) -> Instant {
+        match &self.round {
+            Some(Round::Observing { until }) => return *until,
+            Some(Round::Applying(round)) => return round.until,
+            None => {}
+        }
+        let adopted_until = match self.adopted {
+            Adoption::Until(until) => Some(until),
+            Adoption::Waiting | Adoption::Over => None,
+        };
+        let others = [adopted_until, self.witness.poll_timeout()].into_iter().flatten();
+        others.fold(self.converger.poll_timeout(), Instant::min)
+    }
+
+    /// Does what is due, and returns whom to ask.
+    pub(crate) fn run(
+        &mut self,
+        now: Instant,
+        kernel: &mut HostKernel,
+        rng: &mut StdRng,
+    ) -> Vec<PeerIndex> {
+        let mut ask = Vec::new();
+        while self.deadline() <= now {
+            match self.round.take() {
+                Some(round) => self.go_on(now, round, kernel, rng),
+                None => ask.extend(self.look(now, kernel, rng)),
+            }
+        }
+        ask
+    }
+
+    /// Between two rounds.
+    fn look(&mut self, now: Instant, kernel: &HostKernel, rng: &mut StdRng) -> Vec<PeerIndex> {
+        if matches!(self.adopted, Adoption::Until(until) if until <= now) {
+            self.adopted = Adoption::Over;
+            self.converger.mark_dirty(now, Cause::Membership);
+        }
+        let mut ask = Vec::new();
+        if self.witness.poll_timeout().is_some_and(|deadline| deadline <= now) {
+            if self.judge(now, kernel) {
+                self.converger.mark_dirty(now, Cause::Membership);
+            }
+            ask = self.witness.poll_ask(now);
+        }
+        if self.converger.due(now).is_some() {
+            if self.adopted == Adoption::Waiting && !self.peers.is_empty() {
+                self.adopted = Adoption::Until(now + KEEP_ADOPTED);
+            }
+            self.judge(now, kernel);
+            let before = self.slots.clone();
+            self.slots.assign(self.peers.live(), &self.keep);
+            let is_freed = |(index, slot): &(PeerIndex, &Slot)| {
+                self.slots.get(*index).is_none_or(|now| now.generation != slot.generation)
+            };
+            self.freed.extend(before.iter().filter(is_freed).map(|(_, slot)| slot.clone()));
+            let (time, _) = kernel.next_operation(rng);
+            self.round = Some(Round::Observing { until: now + time });
+        }
+        ask
+    }
+
+    /// Finds out who stays although gossip does not vouch for it. Returns whether that changed.
+    fn judge(&mut self, now: Instant, kernel: &HostKernel) -> bool {
+        let speaks = self.adopted == Adoption::Over;
+        let sighting = |slot: &Slot| kernel.sighting(now, slot.vtep);
+        let keep = self.witness.judge(now, &self.peers, &self.slots, speaks, sighting);
+        let changed = *keep != self.keep;
+        self.keep.clone_from(keep);
+        while let Some(event) = self.witness.poll_event() {
+            self.events.push(event);
+        }
+        changed
+    }
+
+    fn go_on(&mut self, now: Instant, round: Round, kernel: &mut HostKernel, rng: &mut StdRng) {
+        let mut round = match round {
+            Round::Observing { .. } => {
+                let observed = kernel.observe();
+                let want = desired(&self.data_plane, &self.slots, observed.underlay_mtu);
+                let plan = plan(&want, observed);
+                self.settled = None;
+                Applying {
+                    until: now,
+                    want,
+                    count: plan.ops.len(),
+                    ops: plan.ops.into(),
+                    open: observed.device.as_ref().is_some_and(|device| device.up),
+                    failed: false,
+                    links_failed: false,
+                    obstacle: plan.obstacle.is_some(),
+                    disturbed: false,
+                }
+            }
+            Round::Applying(mut round) => {
+                if let Some(op) = round.ops.pop_front() {
+                    round.apply(now, &op, kernel);
+                }
+                round
+            }
+        };
+        while round.links_failed && round.ops.front().is_some_and(|op| !op.is_map_write()) {
+            round.ops.pop_front();
+        }
+        if round.ops.is_empty() {
+            let failed = round.failed || round.obstacle;
+            let outcome =
+                if failed { Outcome::Failed } else { Outcome::Settled { ops: round.count } };
+            self.converger.handle_outcome(now, outcome);
+            self.settled = (!failed).then_some(round.want);
+            self.rounds += 1;
+            return;
+        }
+        let (time, fails) = kernel.next_operation(rng);
+        round.until = now + time;
+        round.disturbed |= fails;
+        if fails {
+            // As if the kernel said no: nothing is done.
+            if let Some(op) = round.ops.pop_front() {
+                round.fail(now, &op, kernel);
+            }
+        }
+        self.round = Some(Round::Applying(round));
+    }
+}
+
+impl Applying {
+    fn apply(&mut self, now: Instant, op: &Op, kernel: &mut HostKernel) {
+        if let Err(refusal) = kernel.apply(now, op) {
+            let excused = self.disturbed || kernel.was_meddled_with();
+            assert!(excused, "invariant: the kernel refused {op}: {refusal}");
+            self.fail(now, op, kernel);
+        }
+    }
+
+    fn fail(&mut self, now: Instant, op: &Op, kernel: &mut HostKernel) {
+        self.failed = true;
+        self.links_failed |= !op.is_map_write();
+        if *op == Op::Attach(Hook::DeviceIngress) && self.open {
+            // Nothing stands at the door: close it.
+            kernel.apply(now, &Op::SetDeviceDown).ok();
+        }
+    }
+}

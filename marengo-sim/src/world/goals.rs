@@ -1,0 +1,125 @@
+//! What a cluster is to come to when it is left in peace.
+
+use std::collections::BTreeSet;
+
+use marengo_common::VtepKey;
+use marengo_core::members::Standing;
+
+use super::{Delivery, World};
+use crate::{host_kernel::Station, ms};
+
+/// What is missing for a full mesh.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Missing {
+    /// Somebody does not have somebody.
+    Peer(String),
+    /// All have all, and somebody has one more that is gone.
+    Tidiness(String),
+}
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Peer(text) | Self::Tidiness(text)) = self;
+        f.write_str(text)
+    }
+}
+
+impl World {
+    /// What is missing for a full mesh: every daemon knows all others as they are and nobody else,
+    /// without conflicts, and has exactly them in its maps. `None`: nothing.
+    pub fn missing(&self) -> Option<Missing> {
+        let running = self.running();
+        for &node in &running {
+            for &other in running.iter().filter(|other| **other != node) {
+                let wanted = self.membership(other).identity();
+                let peers = self.membership(node).peers();
+                let Some(peer) = peers.get(wanted.addr) else {
+                    return Some(Missing::Peer(format!("node{node} does not know node{other}")));
+                };
+                if peer.identity != *wanted || peer.standing != Standing::Alive {
+                    let text = format!("node{node} knows node{other} as {peer:?}");
+                    return Some(Missing::Peer(text));
+                }
+            }
+            let count = self.live(node);
+            if count != running.len() - 1 {
+                return Some(Missing::Peer(format!("node{node} has {count} live peers")));
+            }
+            if let Some(conflict) = self.membership(node).conflicts().next() {
+                return Some(Missing::Peer(format!("node{node} sees a conflict: {conflict}")));
+            }
+            if let Some(missing) = self.missing_in_maps(node, &running) {
+                return Some(missing);
+            }
+        }
+        None
+    }
+
+    fn missing_in_maps(&self, node: usize, running: &[usize]) -> Option<Missing> {
+        let current = &self.nodes[node];
+        let (shell, kernel) = (current.shell.as_ref()?, current.kernel.as_ref()?);
+        let others = running.iter().filter(|other| **other != node);
+        let wanted: BTreeSet<_> = others
+            .map(|other| {
+                let identity = self.membership(*other).identity();
+                (VtepKey::new(identity.vtep), identity.data_plane.get())
+            })
+            .collect();
+        let state = kernel.state();
+        let found: BTreeSet<_> = state
+            .peers
+            .values()
+            .map(|peer| (VtepKey { vtep: peer.vtep }, peer.data_plane))
+            .collect();
+        if let Some(missing) = wanted.difference(&found).next() {
+            return Some(Missing::Peer(format!("node{node} has no slot for {missing:?}")));
+        }
+        if !shell.is_settled_on(&self.membership(node).peers()) {
+            return Some(Missing::Peer(format!("node{node} has not converged")));
+        }
+        if !kernel.is_whole() {
+            return Some(Missing::Peer(format!("node{node} lacks its device or a program")));
+        }
+        let surplus = found.difference(&wanted).next();
+        surplus.map(|slot| Missing::Tidiness(format!("node{node} keeps a slot for {slot:?}")))
+    }
+
+    /// Every station that has power says something to all, and then each to each: all frames arrive
+    /// where the stations are and nowhere else.
+    pub fn check_delivery(&mut self) {
+        let powered: Vec<Station> = (0u32..)
+            .zip(&self.stations)
+            .filter(|(_, home)| self.nodes[home.host].membership.is_some())
+            .map(|(station, _)| station)
+            .collect();
+        for &station in &powered {
+            self.send_frame(station, None);
+        }
+        self.run_for(ms(100));
+        self.deliveries = Some(Vec::new());
+        let mut wanted = BTreeSet::new();
+        for &source in &powered {
+            for &other in powered.iter().filter(|other| **other != source) {
+                self.send_frame(source, Some(other));
+                let host = self.stations[other as usize].host;
+                let destination = Some(other);
+                wanted.insert(Delivery { source, destination, host, is_flooded: false });
+            }
+        }
+        self.run_for(ms(100));
+        let found = self.deliveries.take().unwrap_or_default();
+        let found: BTreeSet<Delivery> =
+            found.into_iter().filter(|frame| frame.destination.is_some()).collect();
+        for frame in &wanted {
+            assert!(found.contains(frame), "goal: a frame is lost or flooded: {frame:?}\n{self}");
+        }
+        for frame in &found {
+            let destination = frame.destination.unwrap_or_default();
+            if !powered.contains(&destination) {
+                continue;
+            }
+            let host = self.stations[destination as usize].host;
+            assert!(frame.host == host, "goal: a frame went astray: {frame:?}\n{self}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What must hold at any time, whatever happens.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use marengo_core::{control::Control, identity::DataPlaneId, slots::Slot};
+
+use super::World;
+use crate::host_kernel::{HostKernel, Origin, Station};
+
+/// After this the trouble on a path is past, as far as the second witness is concerned: its silence
+/// and one question more, twice.
+const PATH_AT_REST: Duration = Duration::from_secs(4);
+
+impl World {
+    /// After a round: the maps among themselves, with what was desired, and with what was learnt.
+    pub(super) fn check_maps(&self, index: usize) {
+        let node = &self.nodes[index];
+        let (Some(shell), Some(kernel)) = (&node.shell, &node.kernel) else { return };
+        let Some(want) = shell.settled() else { return };
+        let state = kernel.state();
+        assert_eq!(state.peers, want.peers, "invariant: slots of node{index}\n{self}");
+        assert_eq!(state.vteps, want.vteps, "invariant: addresses of node{index}\n{self}");
+        assert_eq!(state.flood, want.flood, "invariant: flood list of node{index}\n{self}");
+
+        let listed: Vec<u32> = state.flood.values().flat_map(|chunk| chunk.peers).collect();
+        let length = listed.iter().position(|peer| *peer == 0).unwrap_or(listed.len());
+        let gap = listed[length..].iter().any(|peer| *peer != 0);
+        assert!(!gap, "invariant: a gap in the flood list of node{index}: {listed:?}\n{self}");
+        let flooded: BTreeSet<u32> = listed[..length].iter().copied().collect();
+        assert_eq!(flooded.len(), length, "invariant: node{index} floods twice\n{self}");
+        let slots: BTreeSet<u32> = state.peers.keys().copied().collect();
+        assert_eq!(flooded, slots, "invariant: whom node{index} floods to\n{self}");
+        assert_eq!(state.vteps.len(), state.peers.len(), "invariant: node{index}\n{self}");
+
+        let ids: BTreeSet<u64> = state.peers.values().map(|peer| peer.data_plane).collect();
+        assert_eq!(ids.len(), state.peers.len(), "invariant: a data plane has two slots\n{self}");
+        let highest = state.peers.values().map(|peer| peer.generation).max().unwrap_or(0);
+        let noted = state.settings.map_or(0, |settings| settings.generation);
+        assert!(highest <= noted, "invariant: generation {highest} is not noted\n{self}");
+        self.check_stations(index, kernel, &ids);
+    }
+
+    /// A valid entry points to the data plane that the station's frame came from, unless this node
+    /// has not heard yet that somebody else has that address now.
+    fn check_stations(&self, index: usize, kernel: &HostKernel, known: &BTreeSet<u64>) {
+        for (station, learnt) in &kernel.macs {
+            let Some(slot) = kernel.slot(&learnt.entry) else { continue };
+            let Some(origin) = learnt.origin else { continue };
+            let truly = origin.data_plane.get();
+            assert!(
+                slot.data_plane == truly || !known.contains(&truly),
+                "invariant: node{index} has station {station} behind {:016x}, but its frame came \
+                 from {truly:016x}, which has a slot\n{self}",
+                slot.data_plane
+            );
+        }
+    }
+
+    /// A node that has heard a station from where it is now does not send to where it was.
+    pub(super) fn check_use(&self, index: usize, station: Station, learnt: Origin) {
+        let Some(kernel) = &self.nodes[index].kernel else { return };
+        let home = self.stations[station as usize];
+        assert!(
+            !kernel.fresh.contains(&station) || learnt.moves == home.moves,
+            "invariant: node{index} sends to node{} for station {station}, which it has heard \
+             from node{} since\n{self}",
+            learnt.host,
+            home.host
+        );
+    }
+
+    /// A path that works is never taken out because gossip alone says so.
+    pub(super) fn check_freed(&mut self, index: usize) {
+        let Some(shell) = &mut self.nodes[index].shell else { return };
+        let freed = std::mem::take(&mut shell.freed);
+        let events = std::mem::take(&mut shell.events);
+        for event in events {
+            self.trace(|| format!("node{index} witness: {event:?}"));
+        }
+        for slot in freed {
+            self.trace(|| format!("node{index} takes out {slot:?}"));
+            if let Some(working) = self.works(index, &slot) {
+                panic!(
+                    "invariant: node{index} takes out node{working} ({}), which did not leave and \
+                     whose data plane answers\n{self}",
+                    slot.vtep
+                );
+            }
+        }
+    }
+
+    /// The machine behind a slot, if there is no reason to take the slot out.
+    fn works(&self, index: usize, slot: &Slot) -> Option<usize> {
+        let node = &self.nodes[index];
+        let membership = node.membership.as_ref()?;
+        let peers = membership.peers();
+        let data_plane = slot.data_plane?;
+        let is_replaced = peers.live().any(|peer| peer.vtep == slot.vtep);
+        if peers.has_left(data_plane) || is_replaced || !node.config.without.has(Control::Witness) {
+            return None;
+        }
+        let other = self.machine_of(data_plane)?;
+        let answers = self.nodes[other].vtep == slot.vtep
+            && self.path_is_good(index, other)
+            && self.path_is_good(other, index)
+            && self.lets_in(other, index)
+            && self.lets_in(index, other);
+        answers.then_some(other)
+    }
+
+    /// The machine whose maps these are.
+    fn machine_of(&self, data_plane: DataPlaneId) -> Option<usize> {
+        self.nodes.iter().position(|node| {
+            node.kernel.as_ref().and_then(HostKernel::data_plane) == Some(data_plane)
+        })
+    }
+
+    fn path_is_good(&self, from: usize, to: usize) -> bool {
+        let at_rest = |since| self.now - since >= PATH_AT_REST;
+        self.network.reaches(from, to)
+            && self.network.loss <= 0.1
+            && self.disturbed.get(&(from, to)).is_none_or(|since| at_rest(*since))
+            && self.network_changed.is_none_or(at_rest)
+    }
+
+    /// Whether a machine lets in what another one sends, and has for a while.
+    fn lets_in(&self, at: usize, from: usize) -> bool {
+        let Some(kernel) = &self.nodes[at].kernel else { return false };
+        kernel.lets_in_for(self.now, self.nodes[from].vtep) >= PATH_AT_REST
+    }
+}
