@@ -171,7 +171,16 @@ impl Links {
             .learning(false)
             .port(port)
             .build();
-        Ok(answered("create", self.handle.link().add(message).execute()).await??)
+        match answered("create", self.handle.link().add(message).execute()).await? {
+            // By name there is none: the kernel means the port.
+            Err(error) if errno(&error) == Some(Errno::EEXIST) => {
+                Err(anyhow!(error).context(format!(
+                    "another VXLAN device has UDP port {port} (`ip -d link show type vxlan`); one \
+                     that was moved to another network namespace keeps its port here"
+                )))
+            }
+            other => Ok(other?),
+        }
     }
 
     /// Sets what cannot be part of the message that makes the device.
