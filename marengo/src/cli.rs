@@ -1,9 +1,9 @@
 //! The command line. Every flag is also a key of the configuration file and a variable
 //! `MARENGO_<FLAG>`; the command line wins over the variable, and that over the file.
 
-use std::path::PathBuf;
+use std::{ffi::OsStr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use marengo_core::{
     control::Control,
     identity::{ClusterName, NodeName},
@@ -37,15 +37,37 @@ pub(crate) struct Cli {
     pub command: Command,
 }
 
+impl Cli {
+    /// Parses the command line. A variable that is set to nothing is as one that is not set: that is
+    /// how people switch off a line of an `EnvironmentFile`.
+    pub(crate) fn from_args() -> Self {
+        let matches = without_empty_variables(Self::command()).get_matches();
+        match Self::from_arg_matches(&matches) {
+            Ok(cli) => cli,
+            Err(error) => error.exit(),
+        }
+    }
+}
+
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|argument| {
+            if argument.get_env().is_some_and(is_empty) { argument.env(None) } else { argument }
+        })
+        .mut_subcommands(without_empty_variables)
+}
+
 /// Flags that go before the subcommand or after it.
 #[derive(Args, Debug)]
 pub(crate) struct Global {
-    /// Log more, and the eBPF programs' own lines
+    /// Log more, and the eBPF programs' own lines (--debug=false: not, whatever the file says)
     #[arg(
-        short = 'D', long, global = true, env = "MARENGO_DEBUG",
+        short = 'D', long, global = true, env = "MARENGO_DEBUG", hide_possible_values = true,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
         value_parser = clap::builder::FalseyValueParser::new()
     )]
-    pub debug: bool,
+    pub debug: Option<bool>,
     /// Control socket [default: unix:///var/run/marengo.sock]
     #[arg(long, global = true, env = "MARENGO_SOCKET", value_name = "PATH")]
     pub socket: Option<SocketPath>,

@@ -152,7 +152,7 @@ impl GlobalConfig {
 
     fn merge(global: &Global, file: &ConfigFile, log_format: Option<LogFormat>) -> Self {
         Self {
-            debug: global.debug || file.debug,
+            debug: global.debug.unwrap_or(file.debug),
             socket: global.socket.clone().or_else(|| file.socket.clone()).unwrap_or_default(),
             log_format: log_format.or(file.log_format).unwrap_or_default(),
         }
@@ -416,7 +416,7 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join("config.toml");
         fs::write(&path, "vni = 7\nnode-name = \"from-file\"\n").unwrap();
-        let global = Global { debug: false, socket: None, config: Some(path) };
+        let global = Global { debug: None, socket: None, config: Some(path) };
         let args = ServerArgs { vni: "9".parse().ok(), ..ServerArgs::default() };
 
         let config = ServerConfig::load(&global, &args).unwrap();
@@ -439,7 +439,7 @@ mod tests {
                 node_name: "n".parse().ok(),
                 ..ServerArgs::default()
             };
-            let global = Global { debug: false, socket: None, config: Some("/dev/null".into()) };
+            let global = Global { debug: None, socket: None, config: Some("/dev/null".into()) };
             let all = ServerConfig::load(&global, &args).unwrap().addresses(found);
             format!("{} {} {}", all.bind, all.advertise, all.listen)
         };

@@ -29,8 +29,6 @@ mod version;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 use crate::{
     cli::{Cli, Command},
     config::{GlobalConfig, RemoveConfig, ServerConfig},
@@ -39,7 +37,7 @@ use crate::{
 
 /// Runs the command line and says how it went.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_args();
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -234,16 +234,21 @@ fn malformed_flags_and_files_are_named_with_what_was_expected() {
     refuse(node, &[], &["--config", "/no/such/file"], 78, &["/no/such/file"]);
 
     // And a good one is obeyed, below the environment and the command line.
-    let text = "vni = 7\nmtu = 1400\ncluster = \"from-file\"\nconverge-interval = \"1s\"\n";
+    let text =
+        "vni = 7\nmtu = 1400\ncluster = \"from-file\"\nconverge-interval = \"1s\"\ndebug = true\n";
     fs::write(&file, text).unwrap();
     let mut command = node.server(&[], &["--config", &path, "--mtu", "1399"]);
-    command.env("MARENGO_VNI", "8");
+    command.env("MARENGO_VNI", "8").env("MARENGO_DEBUG", "0");
+    for unset in ["MARENGO_JOIN", "MARENGO_CLUSTER", "MARENGO_NODE_TIMEOUT", "MARENGO_ON_EXIT"] {
+        command.env(unset, "");
+    }
     node.launch_command(&mut command);
     node.wait_answers();
     let status = node.view().status();
     assert_eq!(status["vni"], 8, "the environment wins over the file");
     assert_eq!(status["mtu"], 1399, "the command line wins over the file");
-    assert_eq!(status["cluster"], "from-file");
+    assert_eq!(status["cluster"], "from-file", "a variable that is set to nothing is not set");
+    assert!(!node.log().contains("DEBU["), "the file's debug = true is overridden: {}", node.log());
 }
 
 #[test]

@@ -122,6 +122,42 @@ fn restart_that_removes_the_data_plane_loses_packets() {
     assert_ne!(objects(pair.one()), before);
 }
 
+/// Node 1 goes with the word that it is back soon, and stays away for longer than a dead node is kept.
+/// Returns what a probe from node 2 to its container lost meanwhile, and whether node 2 took it for
+/// failed.
+fn away_for_a_while(without: &[&str]) -> (Outcome, bool) {
+    let pair = Pair::running(without);
+    let probe = Probe::start(&pair.to.namespace, &pair.from.namespace, pair.from.address());
+    pair.one().signal(Signal::SIGUSR2);
+    pair.one().wait_ended(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(8));
+    let log = pair.mesh.node(2).log();
+    let failed = log.lines().any(|line| line.contains("member-down") && line.contains("node-1"));
+    (probe.finish(), failed)
+}
+
+#[test]
+fn others_keep_a_node_whose_daemon_is_back_soon() {
+    require_root!();
+    let (outcome, failed) = away_for_a_while(&[]);
+
+    expect_no_loss(&outcome);
+    assert!(!failed, "node 2 declared it down");
+}
+
+/// The controls: without its word it is taken for failed, though the tunnel is heard; and without
+/// that as well it is taken off the maps.
+#[test]
+fn without_a_word_it_is_taken_for_failed_and_unheard_off_the_maps() {
+    require_root!();
+    let (outcome, failed) = away_for_a_while(&["--without", "tell-restart"]);
+    expect_no_loss(&outcome);
+    assert!(failed, "node 2 did not declare it down");
+
+    let (outcome, failed) = away_for_a_while(&["--without", "tell-restart,witness"]);
+    assert!(failed && outcome.lost > 1000, "{outcome:?}");
+}
+
 #[test]
 fn remove_takes_away_what_a_daemon_left_and_refuses_while_one_runs() {
     require_root!();
