@@ -26,6 +26,7 @@ pub mod packet;
 pub mod packet_socket;
 pub mod probe;
 pub mod requirements;
+pub mod rounds;
 pub mod sandbox;
 pub mod split;
 pub mod stream;

@@ -298,6 +298,14 @@ impl Node {
         Some(status)
     }
 
+    /// Stops the daemon if it runs; one that has ended by itself, or was never started, is none.
+    pub fn end(&self) {
+        if self.is_running() {
+            self.stop();
+        }
+        *self.process() = None;
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid().cast_signed()), signal).expect("a child can be signalled");
     }

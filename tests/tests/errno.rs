@@ -1,0 +1,292 @@
+//! Each write to the kernel fails with each plausible error, for as long as a second. A start gets over
+//! it or refuses with a sentence and leaves nothing; a running daemon goes on with what it can, does
+//! not get busy, and is right again when the fault is over.
+//!
+//! A sample, chosen by a seed that is printed; with `MARENGO_RUNS` above 1 the whole matrix.
+#![expect(clippy::print_stderr, reason = "how many of how many is what one wants to read")]
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use marengo_tests::{
+    HostState, Node, Probe, Saboteur,
+    node::{BRIDGE, DEVICE},
+    require_root, requirements,
+    rounds::{Round, Stage},
+};
+use nix::errno::Errno;
+use rand::{SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+
+const SABOTEUR: &str = env!("CARGO_BIN_EXE_saboteur");
+
+/// How long a fault lasts.
+const LASTS: Duration = Duration::from_millis(1500);
+/// From its end until all is right: the back-off is at 4 s by then.
+const WITHIN: Duration = Duration::from_secs(6);
+
+/// The errors with which a write may fail, by its description.
+fn plausible(write: &str) -> Vec<Errno> {
+    use Errno::{
+        E2BIG, EAGAIN, EBUSY, EEXIST, EINTR, EINVAL, ENOBUFS, ENODEV, ENOENT, ENOMEM, ENOSPC,
+        EPERM, EROFS,
+    };
+    let words: Vec<&str> = write.split(' ').collect();
+    match words[..] {
+        ["update", ..] => vec![EPERM, ENOMEM, E2BIG, EBUSY, EINTR],
+        ["delete", "link"]
+        | [
+            "set" | "change" | "create",
+            "link" | "mtu" | "master" | "alias" | "device" | "bridge" | "name",
+            ..,
+        ] if words != ["create", "link"] => {
+            vec![ENOBUFS, ENOMEM, EPERM, EAGAIN, EINTR]
+        }
+        ["delete", ..] => vec![EPERM, ENOENT, EBUSY, EINTR],
+        ["load", "program", ..] => vec![EPERM, ENOMEM, E2BIG, EINVAL, EAGAIN],
+        ["load" | "create" | "freeze", ..] if words != ["create", "link"] => {
+            vec![EPERM, ENOMEM, E2BIG, EINVAL]
+        }
+        // EINVAL says that the kernel has no TCX.
+        ["create", "link"] => vec![EPERM, ENOMEM, EBUSY, EEXIST, ENODEV],
+        ["pin" | "mkdir", ..] => vec![EPERM, EEXIST, ENOMEM, ENOSPC, ENOENT],
+        ["unlink" | "rmdir", ..] => vec![EPERM, EBUSY, ENOENT, EROFS],
+        _ => vec![EPERM, ENOMEM, EINVAL],
+    }
+}
+
+#[test]
+fn every_write_of_a_start_may_fail() {
+    require_root!();
+    let stage = Stage::set(SABOTEUR, limit());
+    run(&stage, &[Round::Start, Round::StartWithAdoption], 8, a_start);
+}
+
+#[test]
+fn every_write_of_a_round_may_fail() {
+    require_root!();
+    let stage = Stage::set(SABOTEUR, limit());
+    let rounds = [
+        Round::PeerJoins,
+        Round::PeerGoes,
+        Round::DeviceDeleted,
+        Round::MtuChange,
+        Round::BridgeDeleted,
+    ];
+    run(&stage, &rounds, 4, a_round);
+}
+
+#[test]
+fn every_write_of_a_stop_may_fail() {
+    require_root!();
+    let stage = Stage::set(SABOTEUR, limit());
+    run(&stage, &[Round::Stop], 3, a_stop);
+}
+
+fn limit() -> Duration {
+    if requirements::runs(1) > 1 { Duration::from_mins(40) } else { Duration::from_mins(5) }
+}
+
+/// What became of one case.
+#[derive(Clone, Copy, Debug, Default)]
+struct Outcome {
+    /// Writes that failed.
+    felt: usize,
+    /// The daemon refused to start.
+    refused: bool,
+}
+
+type Case = fn(&Stage, Round, &str, Errno) -> Result<Outcome, String>;
+
+/// Runs `sample` cases of all rounds together, or all.
+fn run(stage: &Stage, rounds: &[Round], sample: usize, case: Case) {
+    let all = requirements::runs(1) > 1;
+    let mut random = StdRng::seed_from_u64(requirements::seed());
+    let mut matrix = Vec::new();
+    for round in rounds {
+        let mut writes = writes_of(stage, *round);
+        writes.sort();
+        writes.dedup();
+        for write in writes {
+            matrix.extend(plausible(&write).into_iter().map(|e| (*round, write.clone(), e)));
+        }
+    }
+    let total = matrix.len();
+    if !all {
+        let chosen: Vec<_> = matrix.sample(&mut random, sample).cloned().collect();
+        matrix = chosen;
+    }
+    let (mut felt, mut refused, mut wrong) = (0, 0, Vec::new());
+    for (round, write, errno) in &matrix {
+        match case(stage, *round, write, *errno) {
+            Ok(outcome) => {
+                felt += usize::from(outcome.felt > 0);
+                refused += usize::from(outcome.refused);
+            }
+            Err(why) => {
+                let why = format!("{round}: {write}: {errno}: {why}");
+                eprintln!("WRONG {why}");
+                wrong.push(why);
+            }
+        }
+        clean(stage, *round);
+    }
+    eprintln!(
+        "{} of {total} cases, {felt} felt, {refused} refused to start, {} wrong",
+        matrix.len(),
+        wrong.len()
+    );
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(felt * 10 >= matrix.len() * 8, "only {felt} of {} were felt", matrix.len());
+}
+
+/// What a round writes when nothing fails.
+fn writes_of(stage: &Stage, round: Round) -> Vec<String> {
+    let saboteur = stage.bring_about(round, None);
+    if round == Round::Stop {
+        stage.node().wait_ended(Duration::from_secs(10));
+    } else {
+        thread::sleep(Duration::from_millis(1500));
+    }
+    let writes = saboteur.writes();
+    drop(saboteur);
+    clean(stage, round);
+    writes
+}
+
+/// Brings the host back to where it was, by force if need be.
+fn clean(stage: &Stage, round: Round) {
+    let (node, third) = (stage.node(), stage.mesh.node(3));
+    for node in [node, third] {
+        node.end();
+    }
+    stage.restore(round);
+    if node.namespace.link(DEVICE).is_some() {
+        node.namespace.ip(&format!("link del {DEVICE}"));
+    }
+    if node.namespace.link(BRIDGE).is_none() {
+        node.namespace.ip(&format!("link add {BRIDGE} type bridge\nlink set {BRIDGE} mtu 1450"));
+        node.address_bridge();
+    }
+    std::fs::remove_dir_all(node.pins()).ok();
+    std::fs::remove_file(node.socket()).ok();
+}
+
+fn order(write: &str, errno: Errno) -> String {
+    format!("fail-all {} {write}", errno as i32)
+}
+
+fn a_start(stage: &Stage, round: Round, write: &str, errno: Errno) -> Result<Outcome, String> {
+    let node = stage.node();
+    let told = node.log().len();
+    let mut saboteur = stage.bring_about(round, Some(&order(write, errno)));
+    let start = Instant::now();
+    while node.is_running() && node.view().get("/v1/status").is_none() {
+        check(start.elapsed() < Duration::from_secs(15), "it neither answers nor ends")?;
+        thread::sleep(Duration::from_millis(5));
+    }
+    let felt = saboteur.failures();
+    if node.is_running() {
+        lives_with_it(stage, &mut saboteur, round)?;
+        return Ok(Outcome { felt, refused: false });
+    }
+    drop(saboteur);
+    let status = node.wait_ended(Duration::from_secs(1));
+    let log = node.log()[told..].to_owned();
+    let code = status.code().unwrap_or(-1);
+    check(![-1, 0, 101].contains(&code), &format!("exit code {code}: {log}"))?;
+    let sentences = log.lines().filter(|line| line.starts_with("marengo: ")).count();
+    check(sentences == 1 && !log.contains("panicked"), &format!("it says: {log}"))?;
+    if round == Round::Start {
+        // What cannot be removed stays, and the sentence before says so.
+        let stuck = write.starts_with("unlink") || write.starts_with("rmdir");
+        let left = HostState::of(node);
+        check(stuck || left == stage.empty, &format!("left behind: {left:?}\n{log}"))?;
+    }
+    // Nothing stands in the way of the next start.
+    stage.start();
+    right_again(stage, round)?;
+    Ok(Outcome { felt, refused: true })
+}
+
+fn a_round(stage: &Stage, round: Round, write: &str, errno: Errno) -> Result<Outcome, String> {
+    let mut saboteur = stage.bring_about(round, Some(&order(write, errno)));
+    let felt = lives_with_it(stage, &mut saboteur, round)?;
+    Ok(Outcome { felt, refused: false })
+}
+
+fn a_stop(stage: &Stage, round: Round, write: &str, errno: Errno) -> Result<Outcome, String> {
+    let node = stage.node();
+    let saboteur = stage.bring_about(round, Some(&order(write, errno)));
+    let Some(status) = node.try_wait_ended(Duration::from_secs(12)) else {
+        node.kill();
+        return Err("SIGTERM does not end it".to_owned());
+    };
+    let felt = saboteur.failures();
+    drop(saboteur);
+    check(status.code().is_some_and(|code| code != 101), &format!("{status}"))?;
+    // The device is never left without its lock.
+    if let Some(device) = node.namespace.link(DEVICE) {
+        let up = device["flags"].as_array().is_some_and(|flags| flags.contains(&"UP".into()));
+        let locked =
+            !marengo_tests::bpf::attached_at(&node.namespace, DEVICE, "ingress").is_empty();
+        check(!up || locked, "the device is up without its program")?;
+    }
+    stage.start();
+    right_again(stage, round)?;
+    check(node.stop().success(), "the next stop fails")?;
+    let left = HostState::of(node);
+    check(left == stage.empty, &format!("left behind: {left:?}"))?;
+    Ok(Outcome { felt, refused: false })
+}
+
+/// A daemon that runs while writes fail: it is not busy, and what worked works; and when they fail no
+/// more, all is right.
+fn lives_with_it(stage: &Stage, saboteur: &mut Saboteur, round: Round) -> Result<usize, String> {
+    let node = stage.node();
+    let rounds = |node: &Node| node.view().status()["rounds"].as_u64().unwrap_or_default();
+    // A change of members alone touches nobody who was there.
+    let untouched = matches!(round, Round::PeerJoins | Round::PeerGoes | Round::MtuChange);
+    let peer = stage.mesh.node(2);
+    let probe = untouched.then(|| Probe::start(&node.namespace, &peer.namespace, peer.overlay()));
+    let (before, cpu) = (rounds(node), node.cpu_time());
+    thread::sleep(LASTS);
+    check(node.is_running(), "it died")?;
+    let (made, cpu) = (rounds(node).saturating_sub(before), node.cpu_time().saturating_sub(cpu));
+    check(made <= 20, &format!("{made} rounds in {LASTS:?}"))?;
+    check(cpu < LASTS / 3, &format!("{cpu:?} of processor in {LASTS:?}"))?;
+    let felt = saboteur.failures();
+    saboteur.order("clear");
+    right_again(stage, round)?;
+    if let Some(probe) = probe {
+        let outcome = probe.finish();
+        check(outcome.lost == 0, &format!("lost packets: {outcome:?}"))?;
+    }
+    Ok(felt)
+}
+
+/// Everything is as it should be, soon, and traffic passes.
+fn right_again(stage: &Stage, round: Round) -> Result<(), String> {
+    let node = stage.node();
+    let mtu = if round == Round::MtuChange { 1350 } else { 1450 };
+    let start = Instant::now();
+    while let Err(wrong) = stage.is_right(round == Round::PeerJoins, mtu) {
+        check(node.is_running(), &format!("it died\n{}", node.log()))?;
+        check(start.elapsed() < WITHIN, &format!("not right {WITHIN:?} later: {wrong}"))?;
+        thread::sleep(Duration::from_millis(20));
+    }
+    if round == Round::BridgeDeleted {
+        node.address_bridge();
+    }
+    let peer = stage.mesh.node(2).overlay().to_string();
+    let start = Instant::now();
+    while !node.namespace.pings(&peer, 1) {
+        check(start.elapsed() < Duration::from_secs(5), "no traffic passes")?;
+    }
+    Ok(())
+}
+
+fn check(holds: bool, otherwise: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise.to_owned()) }
+}
