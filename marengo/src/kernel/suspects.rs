@@ -40,10 +40,18 @@ impl Suspects {
         if recently && requester.is_none() {
             return;
         }
-        let sockets = fs::read_to_string("/proc/thread-self/net/netlink").unwrap_or_default();
-        let pids = requester.map_or_else(|| route_sockets(&sockets), |pid| vec![pid]);
         let own = std::process::id();
-        let seen = pids.into_iter().filter(|pid| *pid != own).filter_map(process).collect();
+        if requester == Some(own) {
+            return;
+        }
+        let seen = match requester.and_then(process) {
+            Some(requester) => BTreeSet::from([requester]),
+            None => {
+                let path = "/proc/thread-self/net/netlink";
+                let sockets = route_sockets(&fs::read_to_string(path).unwrap_or_default());
+                sockets.into_iter().filter(|pid| *pid != own).filter_map(process).collect()
+            }
+        };
         if self.looks.len() == LOOKS {
             self.looks.pop_front();
         }
