@@ -18,9 +18,6 @@ use self::accident::{Accident, End};
 
 /// Within this time of peace the mesh is full again.
 const WHOLE_WITHIN: Duration = secs(15);
-/// Within this time nobody has a slot for a peer that is gone: what an earlier daemon left is kept for
-/// 15 s after gossip speaks again.
-const TIDY_WITHIN: Duration = secs(30);
 /// For so long it is then watched.
 const WATCHED: Duration = secs(10);
 
@@ -153,9 +150,9 @@ impl Chaos {
             let waited = self.world.now - began;
             let within = match missing {
                 Missing::Peer(_) => WHOLE_WITHIN,
-                Missing::Tidiness(_) => {
+                Missing::Tidiness(_, within) => {
                     healed.get_or_insert(waited);
-                    TIDY_WITHIN
+                    within
                 }
             };
             assert!(
@@ -204,6 +201,7 @@ impl Chaos {
             let current = &self.world.nodes[node];
             let (has_power, runs) = (current.kernel.is_some(), current.membership.is_some());
             if runs {
+                self.world.follow(node);
                 self.world.resume(node);
             } else if !is_gone || has_power {
                 if !has_power {

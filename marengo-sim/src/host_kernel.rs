@@ -9,8 +9,8 @@ use std::{
 };
 
 use marengo_common::{
-    Heard, MacEntry, MoveVerdict, PeerEntry, PeerIndex, PeerState, PeerVerdict, VtepBytes, VtepKey,
-    judge_mac, judge_move,
+    Heard, MacEntry, MoveVerdict, PeerEntry, PeerIndex, PeerState, PeerVerdict, Settings,
+    VtepBytes, VtepKey, judge_mac, judge_move,
 };
 use marengo_core::{
     control::{Control, Without},
@@ -113,6 +113,8 @@ pub struct HostKernel {
     changed: Instant,
     /// Since when each address is let in.
     let_in: BTreeMap<VtepKey, Instant>,
+    /// Slots that the daemon has cleared since this was last looked at.
+    pub(crate) cleared: Vec<PeerEntry>,
 }
 
 impl HostKernel {
@@ -131,6 +133,7 @@ impl HostKernel {
             meddled: false,
             changed: now,
             let_in: BTreeMap::new(),
+            cleared: Vec::new(),
         }
     }
 
@@ -161,6 +164,12 @@ impl HostKernel {
         self.fake.state.settings.and_then(|settings| DataPlaneId::new(settings.data_plane))
     }
 
+    /// The tunnel address that the programs send from.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        let Settings { vtep: [a, b, c, d, ..], .. } = self.fake.state.settings?;
+        Some(IpAddr::from([a, b, c, d]))
+    }
+
     /// Slots that an earlier daemon left, and the highest generation that it gave out.
     pub(crate) fn adopted(&self) -> (Vec<(PeerIndex, Slot)>, u32) {
         let state = &self.fake.state;
@@ -187,9 +196,17 @@ impl HostKernel {
 
     /// Applies an operation; panics if two data planes get one generation.
     pub(crate) fn apply(&mut self, now: Instant, op: &Op) -> Result<(), String> {
+        let before = match op {
+            Op::DeletePeer(index) | Op::PutPeer(index, _) => {
+                self.fake.state.peers.get(index).copied()
+            }
+            _ => None,
+        };
         self.fake.apply(op)?;
         match op {
+            Op::DeletePeer(_) => self.cleared.extend(before),
             Op::PutPeer(_, entry) if self.without.has(Control::Generations) => {
+                self.cleared.extend(before.filter(|before| before.data_plane != entry.data_plane));
                 let holder = *self.holders.entry(entry.generation).or_insert(entry.data_plane);
                 assert!(
                     holder == entry.data_plane,
@@ -294,6 +311,11 @@ impl HostKernel {
             && state.hooks.contains(&hook)
     }
 
+    /// When another hand changed something last, or the machine was switched on.
+    pub(crate) fn changed(&self) -> Instant {
+        self.changed
+    }
+
     /// Whether links and programs are all there.
     pub(crate) fn is_whole(&self) -> bool {
         let hooks = Hook::ALL.iter().all(|hook| self.fake.state.hooks.contains(hook));
@@ -304,7 +326,9 @@ impl HostKernel {
     /// is concerned.
     pub(crate) fn lets_in_for(&self, now: Instant, vtep: IpAddr) -> Duration {
         let key = VtepKey::new(vtep);
-        let since = self.let_in.get(&key).filter(|_| self.fake.state.vteps.contains_key(&key));
+        let state = &self.fake.state;
+        let has_slot = state.vteps.get(&key).is_some_and(|index| state.peers.contains_key(index));
+        let since = self.let_in.get(&key).filter(|_| has_slot);
         let open = self.is_open(Hook::DeviceIngress) && self.is_open(Hook::DeviceEgress);
         match since {
             Some(since) if open => now - (*since).max(self.changed),

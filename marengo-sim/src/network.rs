@@ -107,6 +107,18 @@ impl Network {
         [first, second]
     }
 
+    /// As [`Network::arrivals`], for frames of the overlay: some are held back for long, but less
+    /// than the programs promise to see through.
+    pub(crate) fn frame_arrivals(
+        &self,
+        from: usize,
+        to: usize,
+        rng: &mut StdRng,
+    ) -> [Option<Duration>; 2] {
+        let long = happens(self.reordering, rng).then(|| ms(rng.random_range(0..150)));
+        self.arrivals(from, to, rng).map(|arrival| Some(arrival? + long.unwrap_or_default()))
+    }
+
     /// How long one datagram takes.
     pub(crate) fn delay(&self, rng: &mut StdRng) -> Duration {
         let (least, most) = self.latency;

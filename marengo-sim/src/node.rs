@@ -148,7 +148,8 @@ impl Node {
     }
 }
 
-fn ip_number(number: usize) -> IpAddr {
+/// The address of that number.
+pub(crate) fn ip_number(number: usize) -> IpAddr {
     let number = u16::try_from(number).expect("not that many addresses");
     let [high, low] = number.to_be_bytes();
     IpAddr::from([10, 0, high, low])

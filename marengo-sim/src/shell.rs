@@ -73,8 +73,6 @@ pub struct Shell {
     round: Option<Round>,
     /// What gossip tells.
     peers: PeerTable,
-    /// Slots that were given up since this was last looked at.
-    pub(crate) freed: Vec<Slot>,
     /// What the witness told since this was last looked at.
     pub(crate) events: Vec<WitnessEvent>,
     /// Rounds that ended.
@@ -88,8 +86,9 @@ impl Shell {
         kernel: &HostKernel,
         data_plane: DataPlane,
         witness: WitnessConfig,
+        adopts: bool,
     ) -> Self {
-        let (adopted, generation) = kernel.adopted();
+        let (adopted, generation) = if adopts { kernel.adopted() } else { Default::default() };
         let adoption = if adopted.is_empty() { Adoption::Over } else { Adoption::Waiting };
         let mut slots = Slots::new(data_plane.max_peers);
         slots.adopt(adopted, generation);
@@ -103,7 +102,6 @@ impl Shell {
             settled: None,
             round: None,
             peers: PeerTable::default(),
-            freed: Vec::new(),
             events: Vec::new(),
             rounds: 0,
         }
@@ -203,12 +201,7 @@ impl Shell {
                 self.adopted = Adoption::Until(now + KEEP_ADOPTED);
             }
             self.judge(now, kernel);
-            let before = self.slots.clone();
             self.slots.assign(self.peers.live(), &self.keep);
-            let is_freed = |(index, slot): &(PeerIndex, &Slot)| {
-                self.slots.get(*index).is_none_or(|now| now.generation != slot.generation)
-            };
-            self.freed.extend(before.iter().filter(is_freed).map(|(_, slot)| slot.clone()));
             let (time, _) = kernel.next_operation(rng);
             self.round = Some(Round::Observing { until: now + time });
         }

@@ -14,6 +14,8 @@ pub(super) enum Accident {
     Reboot,
     Replace,
     Leave,
+    Pause,
+    Renumber,
     Stop,
     Starve,
     ClockStep,
@@ -29,12 +31,14 @@ pub(super) enum Accident {
 }
 
 /// How often each of them, in shares of the sum.
-const WEIGHTS: [(Accident, u32); 17] = [
+const WEIGHTS: [(Accident, u32); 19] = [
     (Accident::Crash, 10),
     (Accident::PowerOff, 5),
     (Accident::Reboot, 6),
     (Accident::Replace, 4),
     (Accident::Leave, 5),
+    (Accident::Pause, 4),
+    (Accident::Renumber, 5),
     (Accident::Stop, 8),
     (Accident::Starve, 5),
     (Accident::ClockStep, 3),
@@ -56,6 +60,8 @@ pub(super) enum End {
     Start(usize),
     /// Power, and the daemon.
     PowerOn(usize),
+    /// The daemon notices that it has another address.
+    Follow(usize),
     Resume(usize),
     Cuts,
     /// Another toggle of a link that flaps.
@@ -105,6 +111,14 @@ impl Chaos {
                 self.world.leave(node);
                 self.later((1000, 15_000), End::Start(node));
             }
+            Accident::Pause if runs => {
+                self.world.leave_for_restart(node);
+                self.later((600, 15_000), End::Start(node));
+            }
+            Accident::Renumber if has_power => {
+                self.world.readdress_anew(node);
+                self.later((10, 3000), End::Follow(node));
+            }
             Accident::Stop if runs => {
                 self.world.stop(node);
                 self.later((100, 20_000), End::Resume(node));
@@ -152,7 +166,11 @@ impl Chaos {
             Accident::MoveStation => {
                 let stations = u32::try_from(self.world.stations.len()).unwrap_or(0);
                 let station = self.script.random_range(0..stations);
-                self.world.move_station(station, node);
+                let home = self.world.stations[station as usize];
+                // What stations do in turn faster than the programs promise to follow, nobody does.
+                if home.host != node && self.world.now - home.since >= ms(500) {
+                    self.world.move_station(station, node);
+                }
             }
             Accident::Start if !runs && has_power => self.start(node),
             _ => {}
@@ -173,6 +191,7 @@ impl Chaos {
                     self.world.resume(node);
                 }
             }
+            End::Follow(node) => self.world.follow(node),
             End::Cuts => self.world.heal_cuts(),
             End::Flap { cut, left, right, times } => self.flap(cut, left, right, times),
             End::Weather => self.world.weather(0.0, 0.0, 0.0),

@@ -16,7 +16,7 @@ use super::{World, overlay::LEAVE_WITHIN, step::Event};
 use crate::{
     cpu::{BATCH, Cpu},
     host_kernel::HostKernel,
-    node::Node,
+    node::{Node, ip_number},
     shell::Shell,
 };
 
@@ -40,7 +40,9 @@ impl World {
         if let Some(kernel) = &node.kernel {
             let is_heard = node.config.without.has(Control::Witness);
             let witness = WitnessConfig { is_heard, ..WitnessConfig::DEFAULT };
-            node.shell = Some(Shell::new(self.now, kernel, data_plane(node, id), witness));
+            let adopts = node.config.without.has(Control::Adoption);
+            let data_plane = data_plane(node, id);
+            node.shell = Some(Shell::new(self.now, kernel, data_plane, witness, adopts));
         }
         let identity = node.identity(elapsed, id);
         let mut membership = Membership::new(self.now, node.config.clone(), identity, rng);
@@ -120,7 +122,19 @@ impl World {
 
     /// Gives a machine another address in place of the one it has. A daemon that runs follows.
     pub fn renumber(&mut self, index: usize, ip: IpAddr) {
-        let now = self.now;
+        self.readdress(index, ip);
+        self.follow(index);
+    }
+
+    /// Gives a machine an address that nobody ever had.
+    pub fn readdress_anew(&mut self, index: usize) {
+        self.addresses += 1;
+        let ip = ip_number(self.addresses);
+        self.readdress(index, ip);
+    }
+
+    /// Gives a machine another address. Its daemon has not noticed yet.
+    fn readdress(&mut self, index: usize, ip: IpAddr) {
         self.trace(|| format!("node{index} gets the address {ip}"));
         let node = &mut self.nodes[index];
         self.at_ip.remove(&node.addr.ip());
@@ -128,10 +142,18 @@ impl World {
         node.addr.set_ip(ip);
         node.listen.set_ip(ip);
         node.vtep = ip;
-        if let Some(membership) = &mut node.membership {
-            membership.change_address(now, node.addr, ip, node.listen).expect("a good address");
+    }
+
+    /// The daemon of a machine notices that it has another address.
+    pub fn follow(&mut self, index: usize) {
+        let now = self.now;
+        let node = &mut self.nodes[index];
+        let Some(membership) = &mut node.membership else { return };
+        let (addr, vtep, listen) = (node.addr, node.vtep, node.listen);
+        if membership.identity().addr != addr {
+            membership.change_address(now, addr, vtep, listen).expect("a good address");
             if let Some(shell) = &mut node.shell {
-                shell.change_vtep(now, ip);
+                shell.change_vtep(now, vtep);
             }
             self.pump(index);
         }

@@ -1,25 +1,29 @@
 //! What a cluster is to come to when it is left in peace.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use marengo_common::VtepKey;
-use marengo_core::members::Standing;
+use marengo_core::{members::Standing, membership::ConflictKind};
 
 use super::{Delivery, World};
-use crate::{host_kernel::Station, ms};
+use crate::{host_kernel::Station, ms, secs};
+
+/// A node that said that it will be back is waited for so long and then found out, as any other.
+/// Whoever had one's own address before is remembered for a minute, too.
+const PROMISES_END: Duration = secs(75);
 
 /// What is missing for a full mesh.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Missing {
     /// Somebody does not have somebody.
     Peer(String),
-    /// All have all, and somebody has one more that is gone.
-    Tidiness(String),
+    /// All have all, and somebody has one more that is gone. It has so much time.
+    Tidiness(String, Duration),
 }
 
 impl std::fmt::Display for Missing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Self::Peer(text) | Self::Tidiness(text)) = self;
+        let (Self::Peer(text) | Self::Tidiness(text, _)) = self;
         f.write_str(text)
     }
 }
@@ -29,6 +33,7 @@ impl World {
     /// without conflicts, and has exactly them in its maps. `None`: nothing.
     pub fn missing(&self) -> Option<Missing> {
         let running = self.running();
+        let mut surplus = None;
         for &node in &running {
             for &other in running.iter().filter(|other| **other != node) {
                 let wanted = self.membership(other).identity();
@@ -43,16 +48,25 @@ impl World {
             }
             let count = self.live(node);
             if count != running.len() - 1 {
-                return Some(Missing::Peer(format!("node{node} has {count} live peers")));
+                let text = format!("node{node} has {count} live peers");
+                surplus.get_or_insert(Missing::Tidiness(text, PROMISES_END));
             }
-            if let Some(conflict) = self.membership(node).conflicts().next() {
-                return Some(Missing::Peer(format!("node{node} sees a conflict: {conflict}")));
+            for conflict in self.membership(node).conflicts() {
+                let text = format!("node{node} sees a conflict: {conflict}");
+                if conflict.kind != ConflictKind::Address {
+                    return Some(Missing::Peer(text));
+                }
+                surplus.get_or_insert(Missing::Tidiness(text, PROMISES_END));
             }
-            if let Some(missing) = self.missing_in_maps(node, &running) {
-                return Some(missing);
+            match self.missing_in_maps(node, &running) {
+                Some(Missing::Tidiness(text, within)) => {
+                    surplus.get_or_insert(Missing::Tidiness(text, within));
+                }
+                None => {}
+                missing => return missing,
             }
         }
-        None
+        surplus
     }
 
     fn missing_in_maps(&self, node: usize, running: &[usize]) -> Option<Missing> {
@@ -80,8 +94,9 @@ impl World {
         if !kernel.is_whole() {
             return Some(Missing::Peer(format!("node{node} lacks its device or a program")));
         }
-        let surplus = found.difference(&wanted).next();
-        surplus.map(|slot| Missing::Tidiness(format!("node{node} keeps a slot for {slot:?}")))
+        let slot = found.difference(&wanted).next()?;
+        let text = format!("node{node} keeps a slot for {slot:?}");
+        Some(Missing::Tidiness(text, PROMISES_END))
     }
 
     /// Every station that has power says something to all, and then each to each: all frames arrive

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use marengo_core::{control::Control, identity::DataPlaneId, slots::Slot};
+use marengo_common::PeerEntry;
+use marengo_core::identity::DataPlaneId;
 
 use super::World;
 use crate::host_kernel::{HostKernel, Origin, Station};
@@ -16,7 +17,7 @@ impl World {
     pub(super) fn check_maps(&self, index: usize) {
         let node = &self.nodes[index];
         let (Some(shell), Some(kernel)) = (&node.shell, &node.kernel) else { return };
-        let Some(want) = shell.settled() else { return };
+        let Some(want) = shell.settled().filter(|_| !kernel.was_meddled_with()) else { return };
         let state = kernel.state();
         assert_eq!(state.peers, want.peers, "invariant: slots of node{index}\n{self}");
         assert_eq!(state.vteps, want.vteps, "invariant: addresses of node{index}\n{self}");
@@ -41,14 +42,17 @@ impl World {
     }
 
     /// A valid entry points to the data plane that the station's frame came from, unless this node
-    /// has not heard yet that somebody else has that address now.
+    /// has not heard yet that somebody else has that address now. One that points to a data plane
+    /// that is no more is void when that is noticed.
     fn check_stations(&self, index: usize, kernel: &HostKernel, known: &BTreeSet<u64>) {
         for (station, learnt) in &kernel.macs {
             let Some(slot) = kernel.slot(&learnt.entry) else { continue };
             let Some(origin) = learnt.origin else { continue };
             let truly = origin.data_plane.get();
+            let is_gone = DataPlaneId::new(slot.data_plane)
+                .is_none_or(|data_plane| self.machine_of(data_plane).is_none());
             assert!(
-                slot.data_plane == truly || !known.contains(&truly),
+                slot.data_plane == truly || !known.contains(&truly) || is_gone,
                 "invariant: node{index} has station {station} behind {:016x}, but its frame came \
                  from {truly:016x}, which has a slot\n{self}",
                 slot.data_plane
@@ -70,41 +74,42 @@ impl World {
     }
 
     /// A path that works is never taken out because gossip alone says so.
-    pub(super) fn check_freed(&mut self, index: usize) {
-        let Some(shell) = &mut self.nodes[index].shell else { return };
-        let freed = std::mem::take(&mut shell.freed);
-        let events = std::mem::take(&mut shell.events);
-        for event in events {
+    pub(super) fn check_cleared(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let events = node.shell.as_mut().map(|shell| std::mem::take(&mut shell.events));
+        let cleared = node.kernel.as_mut().map(|kernel| std::mem::take(&mut kernel.cleared));
+        for event in events.into_iter().flatten() {
             self.trace(|| format!("node{index} witness: {event:?}"));
         }
-        for slot in freed {
+        for slot in cleared.into_iter().flatten() {
             self.trace(|| format!("node{index} takes out {slot:?}"));
             if let Some(working) = self.works(index, &slot) {
                 panic!(
                     "invariant: node{index} takes out node{working} ({}), which did not leave and \
                      whose data plane answers\n{self}",
-                    slot.vtep
+                    slot.address(4)
                 );
             }
         }
     }
 
     /// The machine behind a slot, if there is no reason to take the slot out.
-    fn works(&self, index: usize, slot: &Slot) -> Option<usize> {
-        let node = &self.nodes[index];
-        let membership = node.membership.as_ref()?;
-        let peers = membership.peers();
-        let data_plane = slot.data_plane?;
-        let is_replaced = peers.live().any(|peer| peer.vtep == slot.vtep);
-        if peers.has_left(data_plane) || is_replaced || !node.config.without.has(Control::Witness) {
+    fn works(&self, index: usize, slot: &PeerEntry) -> Option<usize> {
+        let peers = self.nodes[index].membership.as_ref()?.peers();
+        let (data_plane, vtep) = (DataPlaneId::new(slot.data_plane)?, slot.address(4));
+        // The slot of a moment ago is in the table of now, or somebody else has its address.
+        let kernel = self.nodes[index].kernel.as_ref()?;
+        let is_elsewhere = kernel.state().peers.values().any(|other| other.vtep == slot.vtep);
+        let is_replaced = is_elsewhere || peers.live().any(|peer| peer.vtep == vtep);
+        if peers.has_left(data_plane) || is_replaced {
             return None;
         }
         let other = self.machine_of(data_plane)?;
-        let answers = self.nodes[other].vtep == slot.vtep
+        let answers = self.nodes[other].vtep == vtep
             && self.path_is_good(index, other)
             && self.path_is_good(other, index)
             && self.lets_in(other, index)
-            && self.lets_in(index, other);
+            && self.let_in_before(index);
         answers.then_some(other)
     }
 
@@ -121,6 +126,14 @@ impl World {
             && self.network.loss <= 0.1
             && self.disturbed.get(&(from, to)).is_none_or(|since| at_rest(*since))
             && self.network_changed.is_none_or(at_rest)
+    }
+
+    /// Whether a machine's device has been as it should be for a while.
+    fn let_in_before(&self, at: usize) -> bool {
+        self.nodes[at]
+            .kernel
+            .as_ref()
+            .is_some_and(|kernel| kernel.is_whole() && self.now - kernel.changed() >= PATH_AT_REST)
     }
 
     /// Whether a machine lets in what another one sends, and has for a while.

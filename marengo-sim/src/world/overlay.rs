@@ -1,6 +1,9 @@
 //! The data planes of the machines: rounds of the converge task, frames in the tunnels, stations.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use marengo_common::{VtepBytes, VtepKey};
 use marengo_core::plan::plan_teardown;
@@ -8,7 +11,7 @@ use rand::RngExt as _;
 
 use super::{World, step::Event};
 use crate::{
-    host_kernel::{Entrance, Inner, Origin, Station, Way},
+    host_kernel::{Entrance, HostKernel, Inner, Origin, Station, Way},
     ms,
 };
 
@@ -24,6 +27,8 @@ pub struct Home {
     pub moves: u32,
     /// It has sent something from there.
     pub has_sent: bool,
+    /// Since when it is there.
+    pub since: Instant,
 }
 
 /// A frame in a tunnel.
@@ -52,20 +57,28 @@ impl World {
     /// Puts a station on a machine. It talks from then on.
     pub fn add_station(&mut self, host: usize) -> Station {
         let station = Station::try_from(self.stations.len()).expect("not that many");
-        self.stations.push(Home { host, moves: 0, has_sent: false });
+        self.stations.push(Home { host, moves: 0, has_sent: false, since: self.now });
         self.queue.push(self.now, Event::Talk { station });
         station
     }
 
-    /// A station goes to another machine. It says nothing until its next turn.
+    /// A station goes to another machine. It says something soon, or at its next turn.
     pub fn move_station(&mut self, station: Station, host: usize) {
+        if self.rng.random_bool(0.5) {
+            // A frame that is under way while it moves.
+            self.send_frame(station, None);
+        }
         self.trace(|| format!("station {station} moves to node{host}"));
         let home = &mut self.stations[station as usize];
-        *home = Home { host, moves: home.moves + 1, has_sent: false };
+        *home = Home { host, moves: home.moves + 1, has_sent: false, since: self.now };
         for node in &mut self.nodes {
             if let Some(kernel) = &mut node.kernel {
                 kernel.fresh.remove(&station);
             }
+        }
+        if self.rng.random_bool(0.7) {
+            let pause = ms(self.rng.random_range(0..40));
+            self.queue.push(self.now + pause, Event::Announce { station });
         }
     }
 
@@ -109,7 +122,7 @@ impl World {
             for vtep in to {
                 self.send(index, vtep, &Inner::Question);
             }
-            self.check_freed(index);
+            self.check_cleared(index);
             if is_over {
                 self.check_maps(index);
             }
@@ -137,9 +150,15 @@ impl World {
 
     /// Sends a frame through the tunnel.
     fn send(&mut self, from: usize, vtep: IpAddr, inner: &Inner) {
-        let outer = VtepKey::new(self.nodes[from].vtep);
+        let node = &self.nodes[from];
+        let source = node.kernel.as_ref().and_then(HostKernel::source);
+        // The programs name the address in the settings. A host that has lost it sends nothing.
+        if source != Some(node.vtep) {
+            return;
+        }
+        let outer = VtepKey::new(node.vtep);
         let Some(&to) = self.at_ip.get(&vtep) else { return };
-        for delay in self.network.arrivals(from, to, &mut self.rng).into_iter().flatten() {
+        for delay in self.network.frame_arrivals(from, to, &mut self.rng).into_iter().flatten() {
             let frame = Tunnelled { to, at: vtep, outer, inner: *inner };
             self.queue.push(self.now + delay, Event::Frame(Box::new(frame)));
         }

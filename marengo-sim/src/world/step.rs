@@ -38,6 +38,8 @@ pub(super) enum Event {
     Frame(Box<Tunnelled>),
     /// A station has something to send.
     Talk { station: Station },
+    /// A station that has just moved tells all.
+    Announce { station: Station },
 }
 
 /// One half of an exchange: a message on a stream.
@@ -81,6 +83,7 @@ impl World {
             Event::TearDown { node, life, keep } => self.tear_down(node, life, keep),
             Event::Frame(frame) => self.frame(&frame),
             Event::Talk { station } => self.talk(station),
+            Event::Announce { station } => self.send_frame(station, None),
         }
     }
 
