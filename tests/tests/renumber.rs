@@ -251,6 +251,54 @@ fn interface_is_followed_and_an_address_that_flaps_is_kept() {
     assert!(ended.stderr.contains("eth7"), "{}", ended.stderr);
 }
 
+/// Neither can tell the other, but both can tell the third.
+#[test]
+fn two_that_are_renumbered_at_once_find_each_other_by_a_third() {
+    require_root!();
+    let mesh = Mesh::running(3);
+    let (one, two) = (mesh.node(1), mesh.node(2));
+
+    one.renumber(1);
+    two.renumber(2);
+
+    let took = wait::until("they have each other's new address", Duration::from_secs(10), || {
+        Maps::open(one).has(two.underlay().into()) && Maps::open(two).has(one.underlay().into())
+    });
+    eprintln!("found after {took:?}");
+    mesh.wait_converged();
+    assert!(one.namespace.pings(&two.overlay().to_string(), 2));
+}
+
+/// Its data plane is the same one, so it has the slots that it had.
+#[test]
+fn daemon_that_was_away_while_its_host_was_renumbered_takes_its_place_again() {
+    require_root!();
+    let mesh = Mesh::running(3);
+    let (one, two) = (mesh.node(1), mesh.node(2));
+    let old = one.underlay();
+    let slot = |address: std::net::Ipv4Addr| {
+        let vtep = marengo_common::VtepKey::new(address.into()).vtep;
+        let found = Maps::open(two).slots().into_iter().find(|(_, peer)| peer.vtep == vtep);
+        found.map(|(index, peer)| (index, peer.generation))
+    };
+    let before = slot(old);
+    assert!(before.is_some());
+
+    for away in [Signal::SIGUSR2, Signal::SIGKILL] {
+        one.signal(away);
+        one.wait_ended(Duration::from_secs(5));
+        one.renumber(if away == Signal::SIGUSR2 { 1 } else { 2 });
+        start(one, &two.seed(), &[]);
+        wait::until("node 2 has it", Duration::from_secs(5), || {
+            Maps::open(two).has(one.underlay().into()) && Maps::open(two).lacks(old.into())
+        });
+        assert_eq!(slot(one.underlay()), before, "{away}");
+        mesh.wait_converged();
+        assert!(two.namespace.pings(&one.overlay().to_string(), 2));
+    }
+    assert_eq!(two.view().status()["conflicts"], serde_json::json!([]));
+}
+
 #[test]
 fn underlay_that_changes_its_mtu_flaps_or_is_replaced_is_followed() {
     require_root!();
