@@ -217,7 +217,19 @@ fn panic_in_any_task_ends_the_daemon_and_costs_no_packet() {
     let one = pair.one();
     let before = objects(one);
 
-    for task in ["gossip", "converge", "control", "node", "connection", "seeds", "monitor"] {
+    let tasks = [
+        "gossip",
+        "converge",
+        "control",
+        "node",
+        "connection",
+        "seeds",
+        "monitor",
+        "memory",
+        "address",
+        "address-monitor",
+    ];
+    for task in tasks {
         let probe = pair.probe();
         std::thread::sleep(Duration::from_millis(200));
         // A connection that waits for its request: the task that serves one.
