@@ -256,6 +256,25 @@ fn panic_in_any_task_ends_the_daemon_and_costs_no_packet() {
     }
 }
 
+/// The control: a start that takes nothing over makes maps of its own, and loses packets.
+#[test]
+fn start_that_does_not_adopt_loses_packets() {
+    require_root!();
+    let pair = Pair::running(&[]);
+    let before = objects(pair.one());
+
+    let probe = pair.probe();
+    std::thread::sleep(Duration::from_millis(200));
+    pair.one().kill();
+    pair.start_again(&["--without", "adoption"]);
+    std::thread::sleep(Duration::from_millis(500));
+
+    let outcome = probe.finish();
+    eprintln!("{} of {} lost", outcome.lost, outcome.sent);
+    assert!(outcome.lost > 0, "{outcome:?}");
+    assert_ne!(objects(pair.one()), before);
+}
+
 #[test]
 fn faults_are_not_to_be_had_without_the_flag() {
     require_root!();
