@@ -26,11 +26,13 @@ pub enum DropReason {
     NoSettings = 9,
     /// Ingress: sent before its station came to this node, and overtaken by it.
     Overtaken = 10,
+    /// Egress: a station's frame that looks like the programs' own questions and answers.
+    Forged = 11,
 }
 
 impl DropReason {
     /// Every reason, in the order of the numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoTunnelKey,
         Self::UnknownVtep,
         Self::WrongVni,
@@ -41,10 +43,11 @@ impl DropReason {
         Self::CopyFailed,
         Self::NoSettings,
         Self::Overtaken,
+        Self::Forged,
     ];
 
     /// The number of slots that the `drops` map needs: the largest reason and the unused zero.
-    pub const SLOTS: u32 = 11;
+    pub const SLOTS: u32 = 12;
 
     /// The label: lower case, words joined by underscores.
     pub const fn label(self) -> &'static str {
@@ -59,6 +62,7 @@ impl DropReason {
             Self::CopyFailed => "copy_failed",
             Self::NoSettings => "no_settings",
             Self::Overtaken => "overtaken",
+            Self::Forged => "forged",
         }
     }
 }

@@ -59,6 +59,8 @@ pub enum Standing {
     Alive,
     /// It is doubted: it missed a probe, or said that its daemon is restarted.
     Suspect,
+    /// Its daemon said that it is back soon: its data plane is there meanwhile, or it is gone.
+    Restarting,
     /// It was declared down. It did not leave, and nobody has taken its place: whether it is
     /// really gone, the data plane may know better.
     Lost,
@@ -70,6 +72,7 @@ impl Standing {
         match self {
             Self::Alive => "alive",
             Self::Suspect => "suspect",
+            Self::Restarting => "restarting",
             Self::Lost => "lost",
         }
     }
@@ -144,6 +147,12 @@ impl PeerTable {
     /// Whether the node of a data plane said that it leaves.
     pub fn has_left(&self, data_plane: DataPlaneId) -> bool {
         self.left.contains(&data_plane)
+    }
+
+    /// The peers that gossip vouches for: those that answer, or are only suspected not to.
+    pub fn vouched(&self) -> impl Iterator<Item = &Identity> {
+        let vouched = |peer: &&Peer| matches!(peer.standing, Standing::Alive | Standing::Suspect);
+        self.iter().filter(vouched).map(|peer| &peer.identity)
     }
 
     /// The peers that are not lost, in the order of their gossip addresses.

@@ -13,6 +13,9 @@
 //!  silent               forward      forward, ask    take out       take out
 //! ```
 //!
+//! A peer whose daemon said that it is back soon is judged like a lost one: its data plane stays
+//! meanwhile, so its silence is no part of the restart.
+//!
 //! While nobody is doubted, nobody is asked.
 
 use std::{
@@ -82,6 +85,8 @@ pub struct Sighting {
 pub enum Reason {
     /// Gossip declared it down, and its data plane is heard.
     Lost,
+    /// Its daemon said that it is back soon, and its data plane is heard.
+    Restarting,
     /// Gossip has not told of it since this daemon took over its slot, and its data plane is heard.
     Unknown,
 }
@@ -95,7 +100,7 @@ pub enum WitnessEvent {
         name: Option<NodeName>,
         /// Where it is.
         vtep: IpAddr,
-        /// Why.
+        /// Why: never [`Reason::Restarting`].
         reason: Reason,
     },
     /// Gossip knows it again.
@@ -175,7 +180,7 @@ impl Witness {
     ) -> &BTreeSet<PeerIndex> {
         let standings: BTreeMap<DataPlaneId, Standing> =
             peers.iter().map(|peer| (peer.identity.data_plane, peer.standing)).collect();
-        let addresses: BTreeSet<IpAddr> = peers.live().map(|peer| peer.vtep).collect();
+        let addresses: BTreeSet<IpAddr> = peers.vouched().map(|peer| peer.vtep).collect();
         let mut before = std::mem::take(&mut self.doubts);
         self.keep.clear();
         for (index, slot) in slots.iter() {
@@ -184,7 +189,7 @@ impl Witness {
             match standing {
                 Some(Standing::Alive) => self.release(now, slot, doubt),
                 None if slot.data_plane.is_some_and(|id| peers.has_left(id)) => {}
-                Some(Standing::Suspect | Standing::Lost) | None => {
+                Some(Standing::Suspect | Standing::Restarting | Standing::Lost) | None => {
                     // A slot that does not say whose it is goes to the peer at its address, and
                     // one whose address another peer has goes.
                     if standing.is_none() && addresses.contains(&slot.vtep) {
@@ -215,6 +220,13 @@ impl Witness {
             due.push(*index);
         }
         due
+    }
+
+    /// A question that was taken out could not be sent: it does not count.
+    pub fn not_asked(&mut self, index: PeerIndex) {
+        if let Some(doubt) = self.doubts.get_mut(&index) {
+            doubt.unanswered = doubt.unanswered.saturating_sub(1);
+        }
     }
 
     /// When to call [`Witness::judge`] and [`Witness::poll_ask`] next. `None`: nobody is doubted.
@@ -249,7 +261,8 @@ impl Witness {
     }
 
     fn release(&mut self, now: Instant, slot: &Slot, doubt: Option<Doubt>) {
-        if let Some((since, _)) = doubt.and_then(|doubt| doubt.held) {
+        let held = doubt.and_then(|doubt| doubt.held);
+        if let Some((since, _)) = held.filter(|(_, reason)| *reason != Reason::Restarting) {
             let after = now.duration_since(since);
             self.events.push(WitnessEvent::Released { name: slot.name, vtep: slot.vtep, after });
         }
@@ -284,8 +297,9 @@ impl Witness {
             || !self.config.is_heard;
         let reason = match standing {
             Some(Standing::Lost) => Some(Reason::Lost),
+            Some(Standing::Restarting) => Some(Reason::Restarting),
             None => Some(Reason::Unknown),
-            Some(_) => None,
+            Some(Standing::Alive | Standing::Suspect) => None,
         };
         match (reason, is_silent) {
             (None, _) => {
@@ -296,7 +310,11 @@ impl Witness {
                 self.keep.insert(index);
                 let was_heard = doubt.heard.is_some_and(|heard| heard >= doubt.since);
                 // Not yet asked long enough to know: kept, and nothing to tell.
-                if was_heard && doubt.held.is_none() {
+                let is_reason = doubt.held.is_some_and(|(_, before)| before == reason);
+                if was_heard && reason == Reason::Restarting {
+                    // What was announced is no news.
+                    doubt.held = Some((doubt.held.map_or(now, |(since, _)| since), reason));
+                } else if was_heard && !is_reason {
                     doubt.held = Some((now, reason));
                     self.holds += 1;
                     let (name, vtep) = (slot.name, slot.vtep);
@@ -409,6 +427,29 @@ mod tests {
         bench.answers = false;
         bench.run(Duration::from_millis(1700));
         assert!(!bench.kept(1), "and whoever is silent still goes");
+    }
+
+    #[test]
+    fn a_peer_that_is_back_soon_is_taken_out_if_its_data_plane_is_silent() {
+        let mut bench = Bench::new(&[Standing::Restarting]);
+        bench.answers = true;
+        bench.run(Duration::from_secs(30));
+        assert!(bench.kept(1));
+        assert!(bench.events().is_empty(), "it was announced");
+
+        bench.answers = false;
+        bench.run(Duration::from_secs(2));
+        assert!(!bench.kept(1), "it lost power meanwhile");
+    }
+
+    #[test]
+    fn questions_that_could_not_be_sent_make_no_silence() {
+        let mut bench = Bench::new(&[Standing::Lost]);
+        for _ in 0..200 {
+            bench.step();
+            bench.witness.not_asked(1);
+        }
+        assert!(bench.kept(1));
     }
 
     #[test]

@@ -40,7 +40,9 @@ pub(crate) fn handle(
     tick: u32,
 ) -> Result<i32, DropReason> {
     if asked.kind == AskKind::Answer as u8 {
-        vtep.heard = Heard::answer(tick, asked.data_plane == peer.data_plane).0;
+        // A slot that does not say whose it is is anybody's.
+        let is_the_peer = asked.data_plane == peer.data_plane || peer.data_plane == 0;
+        vtep.heard = Heard::answer(tick, is_the_peer).0;
         return Ok(TC_ACT_SHOT);
     }
     vtep.heard = Heard(vtep.heard).frame(tick).0;

@@ -1,9 +1,9 @@
 //! The way out: find the peer behind the destination and set the tunnel key.
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::TcContext};
-use marengo_common::{DropReason, Settings};
+use marengo_common::{ASK_ETHERTYPE, DropReason, Settings};
 
-use crate::{count, flood, frame, macs, maps, tunnel_key};
+use crate::{ask, count, flood, frame, macs, maps, tunnel_key};
 
 /// Runs at two hooks. On the bridge's own egress a frame without a known peer goes on without a key:
 /// the bridge may know a local port for it. On the VXLAN device it is the last chance: there it is
@@ -20,6 +20,10 @@ pub(crate) fn try_egress(ctx: &TcContext) -> Result<(), DropReason> {
     }
 
     let header = frame::header(ctx)?;
+    if header.ethertype == ASK_ETHERTYPE && ask::read(ctx).is_some() {
+        // Stations have no say in who is there.
+        return Err(DropReason::Forged);
+    }
     // SAFETY: the helper takes no argument.
     macs::is_here(settings, header.source, || unsafe { bpf_ktime_get_ns() });
     if !header.destination.is_group()

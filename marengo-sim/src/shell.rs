@@ -201,7 +201,7 @@ impl Shell {
                 self.adopted = Adoption::Until(now + KEEP_ADOPTED);
             }
             self.judge(now, kernel);
-            self.slots.assign(self.peers.live(), &self.keep);
+            self.slots.assign(self.peers.vouched(), &self.keep);
             let (time, _) = kernel.next_operation(rng);
             self.round = Some(Round::Observing { until: now + time });
         }

@@ -219,7 +219,7 @@ impl Converge {
             Err(_) => Outcome::Failed,
         };
         self.converger.handle_outcome(Instant::now(), outcome);
-        if let Some(retry) = self.contest.retry {
+        if let Some(retry) = self.contest.retry.take() {
             self.converger.again_by(retry);
         }
         self.note(result.as_ref().err());
@@ -230,7 +230,7 @@ impl Converge {
     fn assign(&mut self, peers: &PeerTable) {
         let family = self.data_plane.vtep.is_ipv4();
         let (fitting, others): (Vec<_>, Vec<_>) =
-            peers.live().partition(|peer| peer.vtep.is_ipv4() == family);
+            peers.vouched().partition(|peer| peer.vtep.is_ipv4() == family);
         self.judge_doubts(peers);
         self.slots.assign(fitting, self.doubts.keep());
         let full = self.slots.without_slot().iter().map(ToString::to_string);
@@ -378,13 +378,22 @@ impl Converge {
     async fn apply(&mut self, ops: &[Op], observed: &ObservedState) -> anyhow::Result<()> {
         let mut first: Option<anyhow::Error> = None;
         let mut links_failed = false;
+        // A slot is written only when its generation is known to be given out: a run that ends here
+        // would give it out again.
+        let mut generation = u32::MAX;
         for op in ops {
             if links_failed && !op.is_map_write() {
+                continue;
+            }
+            if matches!(op, Op::PutPeer(_, entry) if entry.generation > generation) {
                 continue;
             }
             debug!(op = %op, "apply");
             if let Err(failure) = self.kernel.apply(op).await {
                 links_failed |= !op.is_map_write();
+                if matches!(op, Op::WriteSettings(_)) {
+                    generation = observed.settings.map_or(0, |settings| settings.generation);
+                }
                 let open = observed.device.as_ref().is_some_and(|device| device.up);
                 if *op == Op::Attach(Hook::DeviceIngress) && open {
                     self.close_device().await;

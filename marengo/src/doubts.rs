@@ -94,11 +94,22 @@ impl Doubts {
 
     /// Asks whoever is to be asked now.
     pub(crate) fn ask(&mut self, data_plane: &DataPlane, slots: &Slots) {
-        for index in self.witness.poll_ask(Instant::now()) {
-            let Some(slot) = slots.get(index) else { continue };
-            let asked = self.send(data_plane, slot.vtep);
-            self.note(asked.err());
+        let mut failure = None;
+        let due = self.witness.poll_ask(Instant::now());
+        if due.is_empty() {
+            return;
         }
+        for index in due {
+            let Some(slot) = slots.get(index) else { continue };
+            if let Err(error) = self.send(data_plane, slot.vtep) {
+                // Without a way there is no path either; what else fails is this process's trouble.
+                if !has_no_way(&error) {
+                    self.witness.not_asked(index);
+                }
+                failure.get_or_insert(error);
+            }
+        }
+        self.note(failure);
     }
 
     /// Sends a question the way that the tunnel sends a frame: from this node's VTEP to VXLAN's port.
@@ -122,6 +133,7 @@ impl Doubts {
         }
     }
 
+    /// Tells once for as long as it lasts.
     fn note(&mut self, failure: Option<anyhow::Error>) {
         let text = failure.map(|failure| format!("{failure:#}"));
         if let (None, Some(error)) = (&self.cannot_ask, &text) {
@@ -147,9 +159,23 @@ impl Doubts {
     }
 }
 
+/// Whether the network itself says that there is no way.
+fn has_no_way(error: &anyhow::Error) -> bool {
+    let error = error.root_cause().downcast_ref::<io::Error>();
+    error.is_some_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkDown
+        )
+    })
+}
+
 fn sentence(reason: Reason) -> &'static str {
     match reason {
         Reason::Lost => "gossip declared it down, but its data plane answers",
+        Reason::Restarting => "its daemon is restarted, and its data plane answers",
         Reason::Unknown => "gossip has not told of it, but its data plane answers",
     }
 }

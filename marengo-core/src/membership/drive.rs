@@ -144,7 +144,8 @@ impl Membership {
         }
         let changed = self.refresh_suspects() | roster_changed;
         if changed || mem::take(&mut self.identity_changed) || self.conflicts.is_stale(now) {
-            let standings = standings(&self.identity, self.roster.known(&self.suspects));
+            let known = self.roster.known(&self.suspects, &self.restarting);
+            let standings = standings(&self.identity, known);
             let (peers, events) = self.conflicts.refresh(now, &self.identity, standings);
             self.peers = peers.with_left(self.roster.left());
             self.events.extend(events);

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{event::MembershipEvent, standing::Known};
+use super::{event::MembershipEvent, restart::Restarting, standing::Known};
 use crate::{
     identity::{DataPlaneId, Generation, Identity},
     members::Standing,
@@ -96,9 +96,11 @@ impl Roster {
     pub(super) fn known<'a>(
         &'a self,
         suspects: &'a BTreeSet<SocketAddr>,
+        restarting: &'a Restarting,
     ) -> impl Iterator<Item = Known<'a>> {
         self.records.values().map(|record| {
             let standing = match record.presence {
+                Presence::Active if restarting.has(&record.identity) => Some(Standing::Restarting),
                 Presence::Active if suspects.contains(&record.identity.addr) => {
                     Some(Standing::Suspect)
                 }
@@ -280,6 +282,12 @@ impl Roster {
     pub(super) fn rename(&mut self, new: &Identity, now: Instant) -> Vec<MembershipEvent> {
         match self.records.get(&new.addr).map(|record| record.presence) {
             Some(Presence::Active) => self.up(new, now),
+            // Whoever was here moved away in the same batch, and to foca the address never was
+            // without a live member.
+            Some(Presence::Superseded) if self.retired.iter().any(|old| old.addr == new.addr) => {
+                self.retired.retain(|old| old.addr != new.addr);
+                self.up(new, now)
+            }
             Some(presence) => {
                 self.insert(new, presence, now);
                 Vec::new()
@@ -384,6 +392,26 @@ mod tests {
             roster.down(&restarted, now),
             Some(MembershipEvent::MemberDown(restarted.clone()))
         );
+    }
+
+    #[test]
+    fn two_that_exchange_their_addresses_in_one_batch_are_both_active() {
+        let (now, mut roster) = (start(), Roster::new(8, true));
+        let (one, two) = (identity(1), identity(2));
+        let at = |node: &Identity, other: &Identity| Identity {
+            addr: other.addr,
+            vtep: other.vtep,
+            generation: node.generation.next(),
+            ..node.clone()
+        };
+        roster.up(&one, now);
+        roster.up(&two, now);
+
+        roster.rename(&at(&one, &two), now);
+        roster.rename(&at(&two, &one), now);
+
+        assert!(roster.is_active(one.addr) && roster.is_active(two.addr));
+        assert_eq!((roster.active_count(), roster.take_retired()), (2, vec![]));
     }
 
     #[test]

@@ -27,8 +27,7 @@ pub(super) fn standings<'a>(
     own: &'a Identity,
     known: impl Iterator<Item = Known<'a>>,
 ) -> Standings<'a> {
-    let is_live =
-        |(_, standing): &Known<'_>| matches!(standing, Some(Standing::Alive | Standing::Suspect));
+    let is_live = |(_, standing): &Known<'_>| !matches!(standing, None | Some(Standing::Lost));
     let rank = |member: &Known<'_>| (is_live(member), member.0.generation, member.0.addr);
     let mut by_data_plane: BTreeMap<DataPlaneId, Known<'_>> = BTreeMap::new();
     let mut losers = Vec::new();

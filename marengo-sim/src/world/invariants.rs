@@ -100,7 +100,7 @@ impl World {
         // The slot of a moment ago is in the table of now, or somebody else has its address.
         let kernel = self.nodes[index].kernel.as_ref()?;
         let is_elsewhere = kernel.state().peers.values().any(|other| other.vtep == slot.vtep);
-        let is_replaced = is_elsewhere || peers.live().any(|peer| peer.vtep == vtep);
+        let is_replaced = is_elsewhere || peers.vouched().any(|peer| peer.vtep == vtep);
         if peers.has_left(data_plane) || is_replaced {
             return None;
         }

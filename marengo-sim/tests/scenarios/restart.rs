@@ -31,7 +31,7 @@ fn goes_and_comes(seed: u64, loss: f64, down_for: u64, without: Option<Control>)
     if without.is_none() {
         for observer in [0, 1, 3, 4] {
             assert_eq!(world.state(observer, 2), Some(MemberState::Restarting), "{world}");
-            assert_eq!(standing(&world, observer), Some(Standing::Suspect), "{world}");
+            assert_eq!(standing(&world, observer), Some(Standing::Restarting), "{world}");
         }
     }
     world.crash(2);

@@ -99,17 +99,19 @@ impl Bpf {
             remove_map_pins(dir)?;
         }
         let mut earlier = None;
+        let in_use = is_in_use(config);
         if let Err(misfit) = check_pinned(dir, max_peers) {
-            if Hook::ALL.iter().any(|hook| dir.join(hook.name()).exists()) {
-                tracing::warn!(%misfit, "carrying the maps of an earlier run over into new ones");
+            if in_use {
                 let own = config.data_plane.id.get();
-                let read = Earlier::read(dir, own).map_err(|why| LayoutError {
+                earlier = Earlier::read(dir, own).map_err(|why| LayoutError {
                     dir: dir.display().to_string(),
                     why: format!("{why:#}"),
                 })?;
-                earlier = Some(read);
+            }
+            if earlier.is_some() {
+                tracing::warn!(%misfit, "carrying the maps of an earlier run over into new ones");
             } else {
-                tracing::warn!(%misfit, "no program uses the pinned maps of an earlier run; making new ones");
+                tracing::warn!(%misfit, "making new maps in place of an earlier run's");
                 remove_map_pins(dir)?;
             }
         }
@@ -117,7 +119,7 @@ impl Bpf {
             Ok(opened) => Ok(opened),
             Err(error) => {
                 // Maps without a program are of no use to anybody.
-                if Hook::ALL.iter().all(|hook| !dir.join(hook.name()).exists()) {
+                if !in_use {
                     remove_pins(dir)?;
                 }
                 Err(error)
@@ -133,9 +135,13 @@ impl Bpf {
         earlier: Option<&Earlier>,
     ) -> Result<(Self, Adopted)> {
         let dir = &config.pin_dir;
+        // Of the same layout in all versions but the first: the programs that run go on learning there.
+        let keeps_stations = fits(dir, MapName::MACS, max_peers).unwrap_or(false);
         let pin = |name: MapName| match earlier {
-            Some(_) => dir.join(format!("{NEXT}{}", name.pin)),
-            None => dir.join(name.pin),
+            Some(_) if !(name == MapName::MACS && keeps_stations) => {
+                dir.join(format!("{NEXT}{}", name.pin))
+            }
+            _ => dir.join(name.pin),
         };
         for name in MapName::ALL {
             // From a start that did not come to its end.
@@ -179,10 +185,14 @@ impl Bpf {
             ebpf,
         };
         if let Some(earlier) = earlier {
-            let macs = ebpf_macs(&mut bpf.ebpf)?;
-            bpf.carry_over(earlier, macs)?;
-            // The settings at last: they tell the version of what is pinned.
-            for name in MapName::ALL.into_iter().rev() {
+            bpf.carry_over(earlier);
+            if !keeps_stations {
+                bpf.carry_stations_over(dir)?;
+            }
+            // The settings late: they tell the version of what is pinned. The stations last: until
+            // then their pin is that of the map in which the programs that run go on learning.
+            let order = MapName::ALL.into_iter().rev().filter(|name| *name != MapName::MACS);
+            for name in order.chain((!keeps_stations).then_some(MapName::MACS)) {
                 fs::rename(pin(name), dir.join(name.pin))
                     .with_context(|| format!("failed to replace the pin of {}", name.pin))?;
             }
@@ -192,14 +202,9 @@ impl Bpf {
     }
 
     /// Fills new maps with what those of an earlier run held. What finds no room is found out by the
-    /// first round, or learnt again.
-    fn carry_over(
-        &mut self,
-        earlier: &Earlier,
-        mut macs: HashMap<MapData, MacKey, MacEntry>,
-    ) -> Result<()> {
-        self.settings.set(0, earlier.settings, 0)?;
-        let mut left_out = 0;
+    /// first round.
+    fn carry_over(&mut self, earlier: &Earlier) {
+        let mut left_out = usize::from(self.settings.set(0, earlier.settings, 0).is_err());
         for (index, peer) in &earlier.peers {
             left_out += usize::from(self.peers.insert(index, peer, 0).is_err());
         }
@@ -209,11 +214,17 @@ impl Bpf {
         for (position, chunk) in &earlier.flood {
             left_out += usize::from(self.flood.insert(position, chunk, 0).is_err());
         }
-        for (key, mac) in &earlier.macs {
-            left_out += usize::from(macs.insert(key, mac, 0).is_err());
-        }
         if left_out > 0 {
             tracing::warn!(entries = left_out, "not everything found room in the new maps");
+        }
+    }
+
+    /// The same for the stations. One that finds no room is learnt again.
+    fn carry_stations_over(&mut self, dir: &Path) -> Result<()> {
+        let mut macs: HashMap<MapData, MacKey, MacEntry> =
+            HashMap::try_from(take(&mut self.ebpf, MapName::MACS)?)?;
+        for (key, mac) in Earlier::stations(dir)? {
+            macs.insert(key, mac, 0).ok();
         }
         Ok(())
     }
@@ -364,10 +375,11 @@ impl Bpf {
 /// Takes every pin of ours away, and the directory if nothing else is in it. The programs and maps
 /// go with their last user.
 pub(crate) fn remove_pins(dir: &Path) -> Result<()> {
-    remove_map_pins(dir)?;
+    // Programs before maps: whoever is killed in between leaves maps that nobody uses.
     for hook in Hook::ALL {
         remove_file(&dir.join(hook.name()))?;
     }
+    remove_map_pins(dir)?;
     let removed = fs::remove_dir(dir);
     if let Some(parent) = dir.parent().filter(|parent| *parent == Path::new(bpffs::HOME)) {
         // Another bridge's pins may be there.
@@ -417,45 +429,57 @@ pub(crate) fn refuse_foreign(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether programs may run on what is pinned: by pinned links, or by filters of the device, which
+/// leave no pin.
+fn is_in_use(config: &KernelConfig) -> bool {
+    let is_pinned = |hook: &Hook| config.pin_dir.join(hook.name()).exists();
+    Hook::ALL.iter().any(is_pinned)
+        || nix::net::if_::if_nametoindex(config.data_plane.device.as_str()).is_ok()
+}
+
+/// Compares a pinned map with what this version makes; `None` if it is not pinned.
+fn fits(dir: &Path, name: MapName, max_peers: u32) -> Option<bool> {
+    let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+    let shape = match name {
+        MapName::SETTINGS => (4, size(size_of::<Settings>()), 1),
+        MapName::PEERS => (4, size(size_of::<PeerEntry>()), max_peers),
+        MapName::VTEPS => (16, size(size_of::<VtepEntry>()), max_peers),
+        MapName::MACS => (12, size(size_of::<MacEntry>()), MAX_MACS),
+        MapName::FLOOD => (4, size(size_of::<FloodChunk>()), flood_entries(max_peers)),
+        MapName::STATS => (4, size(size_of::<PeerStats>()), max_peers),
+        _ => (4, size(size_of::<DropCount>()), DropReason::SLOTS),
+    };
+    let path = dir.join(name.pin);
+    if !path.exists() {
+        return None;
+    }
+    let info = MapInfo::from_pin(&path);
+    Some(info.is_ok_and(|info| (info.key_size(), info.value_size(), info.max_entries()) == shape))
+}
+
 /// Compares pinned maps with what this version makes: aya would take over anything of that name.
 fn check_pinned(dir: &Path, max_peers: u32) -> Result<()> {
-    let shape = |name: MapName| -> (u32, u32, u32) {
-        let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-        match name {
-            MapName::SETTINGS => (4, size(size_of::<Settings>()), 1),
-            MapName::PEERS => (4, size(size_of::<PeerEntry>()), max_peers),
-            MapName::VTEPS => (16, size(size_of::<VtepEntry>()), max_peers),
-            MapName::MACS => (12, size(size_of::<MacEntry>()), MAX_MACS),
-            MapName::FLOOD => (4, size(size_of::<FloodChunk>()), flood_entries(max_peers)),
-            MapName::STATS => (4, size(size_of::<PeerStats>()), max_peers),
-            _ => (4, size(size_of::<DropCount>()), DropReason::SLOTS),
-        }
-    };
-    let mut found = 0;
-    for name in MapName::ALL {
-        let path = dir.join(name.pin);
-        if !path.exists() {
-            continue;
-        }
-        found += 1;
-        let info = MapInfo::from_pin(&path)?;
-        let (key, value, entries) = shape(name);
-        if (info.key_size(), info.value_size(), info.max_entries()) != (key, value, entries) {
-            return Err(anyhow!("{} has another shape", name.pin));
-        }
+    let all = MapName::ALL.map(|name| (name, fits(dir, name, max_peers)));
+    if let Some((name, _)) = all.iter().find(|(_, fits)| *fits == Some(false)) {
+        return Err(anyhow!("{} has another shape", name.pin));
     }
-    if found == 0 {
-        return Ok(());
-    }
-    if found != MapName::ALL.len() {
-        return Err(anyhow!("some of the maps are missing"));
+    match all.iter().filter(|(_, fits)| fits.is_some()).count() {
+        0 => return Ok(()),
+        found if found != MapName::ALL.len() => {
+            return Err(anyhow!("some of the maps are missing"));
+        }
+        _ => {}
     }
     let data = MapData::from_pin(dir.join(MapName::SETTINGS.pin))?;
     let settings = Array::<_, Settings>::try_from(aya::maps::Map::Array(data))?.get(&0, 0)?;
-    if settings.abi_version == ABI_VERSION || settings.abi_version == 0 {
-        Ok(())
-    } else {
-        Err(anyhow!("they have ABI version {}, this is {ABI_VERSION}", settings.abi_version))
+    let peers = MapData::from_pin(dir.join(MapName::PEERS.pin))?;
+    let peers: HashMap<_, PeerIndex, PeerEntry> = aya::maps::Map::HashMap(peers).try_into()?;
+    match settings.abi_version {
+        ABI_VERSION => Ok(()),
+        // Without them nobody knows which generations were given out.
+        0 if !entries(&peers)?.is_empty() => Err(anyhow!("there are peers and no settings")),
+        0 => Ok(()),
+        version => Err(anyhow!("they have ABI version {version}, this is {ABI_VERSION}")),
     }
 }
 
@@ -494,10 +518,6 @@ fn flood_entries(max_peers: u32) -> u32 {
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
     Ok(program.try_into()?)
-}
-
-fn ebpf_macs(ebpf: &mut Ebpf) -> Result<HashMap<MapData, MacKey, MacEntry>> {
-    Ok(HashMap::try_from(take(ebpf, MapName::MACS)?)?)
 }
 
 fn take(ebpf: &mut Ebpf, name: MapName) -> Result<aya::maps::Map> {

@@ -23,7 +23,6 @@ pub(super) struct Earlier {
     pub(super) peers: Vec<(PeerIndex, PeerEntry)>,
     pub(super) vteps: Vec<(VtepKey, VtepEntry)>,
     pub(super) flood: Vec<(FloodPosition, FloodChunk)>,
-    pub(super) macs: Vec<(MacKey, MacEntry)>,
 }
 
 /// A slot as version 1 had it: whose it is was told by its address alone.
@@ -72,27 +71,25 @@ mod pod {
 }
 
 impl Earlier {
-    /// Reads the pinned maps of a directory, each in the layout that its size tells.
+    /// Reads the pinned maps of a directory but for the stations, each in the layout that its size
+    /// tells. A map that is missing is empty; `None` if nothing says whose generations they are.
     ///
-    /// `own` becomes the identity of the data plane if the maps have none. Fails if a map is
-    /// missing, or of a version that this one does not know.
-    pub(super) fn read(dir: &Path, own: u64) -> Result<Self> {
-        let settings = settings(dir, own)?;
-        let peers = if value_size(dir, MapName::PEERS)? == size_of::<PeerEntryV1>() {
-            let old = whole::<PeerIndex, PeerEntryV1>(dir, MapName::PEERS)?;
-            old.into_iter().map(|(index, peer)| (index, peer.into())).collect()
-        } else {
-            whole(dir, MapName::PEERS)?
-        };
-        let macs = if value_size(dir, MapName::MACS)? == size_of::<MacEntryV1>() {
-            let old = whole::<MacKey, MacEntryV1>(dir, MapName::MACS)?;
-            old.into_iter().map(|(key, mac)| (key, mac.into())).collect()
-        } else {
-            whole(dir, MapName::MACS)?
-        };
-        let vteps = whole(dir, MapName::VTEPS)?;
-        let flood = whole(dir, MapName::FLOOD)?;
-        Ok(Self { settings, peers, vteps, flood, macs })
+    /// `own` becomes the identity of the data plane if the maps have none. Fails if they are of a
+    /// version that this one does not know.
+    pub(super) fn read(dir: &Path, own: u64) -> Result<Option<Self>> {
+        if !dir.join(MapName::SETTINGS.pin).exists() {
+            return Ok(None);
+        }
+        let Some(settings) = settings(dir, own)? else { return Ok(None) };
+        let peers = whole_or(dir, MapName::PEERS, |old: PeerEntryV1| old.into())?;
+        let vteps = whole_or(dir, MapName::VTEPS, |same: VtepEntry| same)?;
+        let flood = whole_or(dir, MapName::FLOOD, |same: FloodChunk| same)?;
+        Ok(Some(Self { settings, peers, vteps, flood }))
+    }
+
+    /// Reads the stations: as late as possible, because the programs that run go on learning.
+    pub(super) fn stations(dir: &Path) -> Result<Vec<(MacKey, MacEntry)>> {
+        whole_or(dir, MapName::MACS, |old: MacEntryV1| old.into())
     }
 }
 
@@ -119,6 +116,22 @@ fn value_size(dir: &Path, name: MapName) -> Result<usize> {
     Ok(open(dir, name)?.info()?.value_size() as usize)
 }
 
+/// A whole map, whose values are ours or those of the layout before.
+fn whole_or<K: Pod + Ord, V: Pod, Old: Pod>(
+    dir: &Path,
+    name: MapName,
+    convert: impl Fn(Old) -> V,
+) -> Result<Vec<(K, V)>> {
+    if !dir.join(name.pin).exists() {
+        return Ok(Vec::new());
+    }
+    if value_size(dir, name)? == size_of::<Old>() {
+        let old = whole::<K, Old>(dir, name)?;
+        return Ok(old.into_iter().map(|(key, value)| (key, convert(value))).collect());
+    }
+    whole(dir, name)
+}
+
 fn whole<K: Pod + Ord, V: Pod>(dir: &Path, name: MapName) -> Result<Vec<(K, V)>> {
     let map: HashMap<_, K, V> = Map::HashMap(open(dir, name)?)
         .try_into()
@@ -126,32 +139,32 @@ fn whole<K: Pod + Ord, V: Pod>(dir: &Path, name: MapName) -> Result<Vec<(K, V)>>
     Ok(entries(&map)?.into_iter().collect())
 }
 
-fn settings(dir: &Path, own: u64) -> Result<Settings> {
+/// The settings; `None` if nobody has written them, or somebody has wiped them.
+fn settings(dir: &Path, own: u64) -> Result<Option<Settings>> {
     let map = Map::Array(open(dir, MapName::SETTINGS)?);
     let size = value_size(dir, MapName::SETTINGS)?;
-    if size == size_of::<SettingsV1>() {
+    let (version, settings) = if size == size_of::<SettingsV1>() {
         let old = Array::<_, SettingsV1>::try_from(map)?.get(&0, 0)?;
-        if old.abi_version == 1 {
-            return Ok(Settings {
-                abi_version: ABI_VERSION,
-                vni: old.vni,
-                data_plane: own,
-                vtep: old.vtep,
-                vxlan_ifindex: old.vxlan_ifindex,
-                generation: old.generation,
-                family: old.family,
-                pad: [0; 7],
-            });
-        }
-        return Err(anyhow!("the maps have version {}", old.abi_version));
-    }
-    if size != size_of::<Settings>() {
-        return Err(anyhow!("the settings have {size} bytes"));
-    }
-    let settings = Array::<_, Settings>::try_from(map)?.get(&0, 0)?;
-    if settings.abi_version == ABI_VERSION {
-        Ok(settings)
+        let settings = Settings {
+            abi_version: ABI_VERSION,
+            vni: old.vni,
+            data_plane: own,
+            vtep: old.vtep,
+            vxlan_ifindex: old.vxlan_ifindex,
+            generation: old.generation,
+            family: old.family,
+            pad: [0; 7],
+        };
+        (old.abi_version, settings)
+    } else if size == size_of::<Settings>() {
+        let settings = Array::<_, Settings>::try_from(map)?.get(&0, 0)?;
+        (settings.abi_version, settings)
     } else {
-        Err(anyhow!("the maps have version {}", settings.abi_version))
+        return Err(anyhow!("the settings have {size} bytes"));
+    };
+    match version {
+        0 => Ok(None),
+        1 | ABI_VERSION => Ok(Some(settings)),
+        version => Err(anyhow!("the maps have version {version}")),
     }
 }
