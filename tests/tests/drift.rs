@@ -13,7 +13,7 @@ use marengo_tests::{
 
 /// What the kernel reports is repaired within this.
 const REPORTED: Duration = Duration::from_secs(2);
-/// What it does not is looked for twice a second.
+/// What it does not is looked for each 0.7 s.
 const UNREPORTED: Duration = Duration::from_secs(2);
 
 #[test]

@@ -1,5 +1,5 @@
 //! A cheap look at what the kernel does not report when another hand changes it: map entries and TCX
-//! links. A dozen system calls for a hundred peers, so that it can be done twice a second.
+//! links. A dozen system calls for a hundred peers, so that it can be done all the time.
 
 use anyhow::Result;
 use marengo_common::Settings;

@@ -86,6 +86,8 @@ pub(super) struct Bpf {
     stats: PerCpuHashMap<MapData, PeerIndex, PeerStats>,
     drops: PerCpuArray<MapData, DropCount>,
     log: Option<ProgramLog>,
+    /// The kernel's numbers of the programs, as far as they were asked for.
+    program_ids: BTreeMap<Hook, u32>,
 }
 
 impl Bpf {
@@ -182,6 +184,7 @@ impl Bpf {
             stats: PerCpuHashMap::try_from(take(&mut ebpf, MapName::STATS)?)?,
             drops: PerCpuArray::try_from(take(&mut ebpf, MapName::DROPS)?)?,
             log,
+            program_ids: BTreeMap::new(),
             ebpf,
         };
         if let Some(earlier) = earlier {
@@ -357,7 +360,12 @@ impl Bpf {
 
     /// The kernel's number of the program that belongs to a hook.
     pub(super) fn program_id(&mut self, hook: Hook) -> Result<u32> {
-        Ok(self.program(hook)?.info()?.id())
+        if let Some(id) = self.program_ids.get(&hook) {
+            return Ok(*id);
+        }
+        let id = self.program(hook)?.info()?.id();
+        self.program_ids.insert(hook, id);
+        Ok(id)
     }
 
     /// The kernel's numbers of the maps that the daemon writes.

@@ -44,13 +44,12 @@ impl Suspects {
         if requester == Some(own) {
             return;
         }
-        let seen = match requester.and_then(process) {
-            Some(requester) => BTreeSet::from([requester]),
-            None => {
-                let path = "/proc/thread-self/net/netlink";
-                let sockets = route_sockets(&fs::read_to_string(path).unwrap_or_default());
-                sockets.into_iter().filter(|pid| *pid != own).filter_map(process).collect()
-            }
+        let seen = if let Some(requester) = requester.and_then(process) {
+            BTreeSet::from([requester])
+        } else {
+            let path = "/proc/thread-self/net/netlink";
+            let sockets = route_sockets(&fs::read_to_string(path).unwrap_or_default());
+            sockets.into_iter().filter(|pid| *pid != own).filter_map(process).collect()
         };
         if self.looks.len() == LOOKS {
             self.looks.pop_front();
