@@ -177,6 +177,18 @@ impl ServerConfig {
             return Err(Failure::new(Kind::Config, message));
         }
         let pin_dir = args.pin_dir.or(file.pin_dir).unwrap_or_else(|| default_pin_dir(&bridge));
+        let bind = args.bind_addr.or(file.bind_addr);
+        let advertise = args.advertise_addr.or(file.advertise_addr);
+        if let (Some(Advertise::Interface(name, _)), Some(bind)) = (&advertise, bind)
+            && !bind.ip.is_unspecified()
+        {
+            let message = format!(
+                "--bind-addr {} cannot follow --advertise-addr {name}: leave it out, or give its port \
+                 alone (0.0.0.0:7946)",
+                bind.ip
+            );
+            return Err(Failure::new(Kind::Config, message));
+        }
         let vxlan_port = args.vxlan_port.or(file.vxlan_port).unwrap_or(VXLAN_PORT);
         if vxlan_port == 0 {
             return Err(Failure::new(Kind::Config, "--vxlan-port 0: expected 1 to 65535"));
@@ -187,8 +199,8 @@ impl ServerConfig {
         Ok(Self {
             global,
             join: if args.join.is_empty() { file.join } else { args.join },
-            bind: args.bind_addr.or(file.bind_addr),
-            advertise: args.advertise_addr.or(file.advertise_addr),
+            bind,
+            advertise,
             listen: args.listen_addr.or(file.listen_addr),
             node_name,
             cluster: cluster.or_failure(Kind::Config)?,
@@ -425,6 +437,25 @@ mod tests {
         assert_eq!(config.vni.get(), 9);
         assert_eq!(config.node_name.as_str(), "from-file");
         assert_eq!(config.pin_dir, Path::new("/sys/fs/bpf/marengo/marengo"));
+    }
+
+    #[test]
+    fn an_address_to_bind_does_not_go_with_an_interface_to_advertise() {
+        let global = Global { debug: None, socket: None, config: Some("/dev/null".into()) };
+        let load = |bind: &str| {
+            let args = ServerArgs {
+                bind_addr: bind.parse().ok(),
+                advertise_addr: "eth0".parse().ok(),
+                node_name: "n".parse().ok(),
+                ..ServerArgs::default()
+            };
+            ServerConfig::load(&global, &args)
+        };
+
+        assert!(load("0.0.0.0:70").is_ok());
+        let failure = load("10.0.0.1").unwrap_err();
+        assert_eq!(failure.kind(), Kind::Config);
+        assert!(failure.to_string().contains("--bind-addr 10.0.0.1"), "{failure}");
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl Follow {
     pub(crate) async fn run(mut self) {
         let mut standing = Standing::new(self.addresses.advertise.ip());
         let mut reports = None;
+        let mut failing: Option<String> = None;
         loop {
             if reports.is_none() {
                 reports = match monitor::addresses(&self.spawner) {
@@ -76,9 +77,11 @@ impl Follow {
                     }
                 };
             }
-            if let Err(error) = self.look(&mut standing).await {
-                debug!(error = format!("{error:#}"), "failed to look at the host's addresses");
+            let error = self.look(&mut standing).await.err().map(|error| format!("{error:#}"));
+            if let Some(error) = error.as_ref().filter(|error| failing.as_ref() != Some(*error)) {
+                warn!(error, "failed to follow the host's address; trying again");
             }
+            failing = error;
             self.serve_again();
             let wait = match standing.gone_for(Instant::now()) {
                 None => LOOK_ANYWAY,
