@@ -4,15 +4,13 @@ use std::{
     fs,
     net::{TcpListener, UdpSocket},
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
-    time::Duration,
 };
 
 use marengo_tests::{
     HostState, Mesh, Node,
     node::{BRIDGE, DEVICE},
-    require_root, requirements, wait,
+    require_root,
 };
-use nix::sys::signal::Signal;
 
 #[test]
 fn missing_rights_are_named() {
@@ -267,76 +265,6 @@ fn kernel_without_bpf_or_vxlan_is_told_so() {
         refuse(node, &wrapper, &[], code, &["bpf"]);
     }
     node.start(&[]);
-}
-
-#[test]
-fn faults_in_the_middle_of_a_start_leave_nothing_behind() {
-    require_root!();
-    let mesh = Mesh::within(1, Duration::from_mins(8));
-    let node = mesh.node(1);
-    let before = HostState::of(node);
-    let (mut failed, mut wrong) = (0, Vec::new());
-    // One call after the other fails, all the way through a start: some of them, or all. Netlink's
-    // stop there: behind them, answers of the control socket and signals are sent the same way.
-    let step = if requirements::runs(1) > 1 { 1 } else { 9 };
-    let bpf = (1..160).step_by(step).map(|when| format!("bpf:error=ENOMEM:when={when}"));
-    let sent = netlink_messages_of_a_start(node);
-    assert!(sent > 10, "{sent} messages");
-    let netlink = (1..=sent).step_by(step).map(|when| format!("sendto:error=ENOBUFS:when={when}"));
-    for fault in bpf.chain(netlink) {
-        let what = format!("inject={fault}");
-        let wrapper =
-            ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "signal=none", "-e", &what];
-        node.launch(&wrapper, &[]);
-        wait::until("it answers or ends", Duration::from_secs(10), || {
-            !node.is_running() || node.view().get("/v1/status").is_some()
-        });
-        // Either it got over it, or the fault came later than the start.
-        let survived = node.is_running();
-        if survived {
-            node.signal(Signal::SIGTERM);
-        }
-        failed += usize::from(!survived);
-        let ended = node.try_wait_ended(Duration::from_secs(10));
-        if ended.is_none() {
-            wrong.push(format!("{fault}: SIGTERM does not end it"));
-            node.kill();
-        }
-        let code = ended.and_then(|status| status.code());
-        if code.is_none_or(|code| code == 101 || survived != (code == 0)) {
-            wrong.push(format!("{fault}: exit code {code:?}"));
-        }
-        let mut after = HostState::of(node);
-        // The bridge is the users' from the moment it was there.
-        after.links.retain(|link| !link.contains(&format!("\"{BRIDGE}\"")));
-        if before != after {
-            wrong.push(format!("{fault}: left {after:?}"));
-            fs::remove_dir_all(node.pins()).ok();
-            fs::remove_file(node.socket()).ok();
-        }
-        for link in [DEVICE, BRIDGE] {
-            if node.namespace.link(link).is_some() {
-                node.namespace.ip(&format!("link del {link}"));
-            }
-        }
-    }
-    assert!(failed >= 3, "no fault was felt: {failed}\n{}", node.log());
-    assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), node.log());
-}
-
-/// How many netlink messages a daemon sends until its device is up.
-fn netlink_messages_of_a_start(node: &Node) -> usize {
-    let trace = node.folder().join("trace");
-    let path = trace.display().to_string();
-    let strace =
-        ["strace", "-D", "-f", "-qq", "-e", "signal=none", "-e", "trace=sendto", "-o", &path];
-    node.launch(&strace, &[]);
-    node.wait_answers();
-    node.stop();
-    node.namespace.ip(&format!("link del {BRIDGE}"));
-    let text = fs::read_to_string(trace).expect("strace has written it");
-    let up = |line: &str| line.contains(DEVICE) && line.contains("ifi_flags=IFF_UP");
-    text.lines().position(up).expect("the device was brought up") + 1
 }
 
 /// Runs a daemon that must refuse to run, and returns what it says.

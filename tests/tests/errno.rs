@@ -60,7 +60,21 @@ fn plausible(write: &str) -> Vec<Errno> {
 fn every_write_of_a_start_may_fail() {
     require_root!();
     let stage = Stage::set(SABOTEUR, limit());
-    run(&stage, &[Round::Start, Round::StartWithAdoption], 8, a_start);
+    let rounds = [Round::Start, Round::StartWithAdoption];
+    run(&stage, matrix(&stage, &rounds), 7, a_start);
+}
+
+/// A fault that is over before the next write, at any of them.
+#[test]
+fn every_write_of_a_start_may_fail_once() {
+    require_root!();
+    let stage = Stage::set(SABOTEUR, limit());
+    let writes = writes_of(&stage, Round::Start);
+    let matrix = (1..).zip(writes).map(|(nth, write)| {
+        let errno = plausible(&write)[nth % 2];
+        Fault { round: Round::Start, write, errno, nth: Some(nth) }
+    });
+    run(&stage, matrix.collect(), 5, a_start);
 }
 
 #[test]
@@ -74,14 +88,14 @@ fn every_write_of_a_round_may_fail() {
         Round::MtuChange,
         Round::BridgeDeleted,
     ];
-    run(&stage, &rounds, 4, a_round);
+    run(&stage, matrix(&stage, &rounds), 4, a_round);
 }
 
 #[test]
 fn every_write_of_a_stop_may_fail() {
     require_root!();
     let stage = Stage::set(SABOTEUR, limit());
-    run(&stage, &[Round::Stop], 3, a_stop);
+    run(&stage, matrix(&stage, &[Round::Stop]), 3, a_stop);
 }
 
 fn limit() -> Duration {
@@ -97,43 +111,70 @@ struct Outcome {
     refused: bool,
 }
 
-type Case = fn(&Stage, Round, &str, Errno) -> Result<Outcome, String>;
+/// What goes wrong.
+#[derive(Clone, Debug)]
+struct Fault {
+    round: Round,
+    /// The description of the write.
+    write: String,
+    errno: Errno,
+    /// Which write fails, once; `None`: all of the description fail.
+    nth: Option<usize>,
+}
 
-/// Runs `sample` cases of all rounds together, or all.
-fn run(stage: &Stage, rounds: &[Round], sample: usize, case: Case) {
-    let all = requirements::runs(1) > 1;
-    let mut random = StdRng::seed_from_u64(requirements::seed());
+impl Fault {
+    fn order(&self) -> String {
+        let errno = self.errno as i32;
+        match self.nth {
+            Some(nth) => format!("fail {errno} {nth}"),
+            None => format!("fail-all {errno} {}", self.write),
+        }
+    }
+}
+
+type Case = fn(&Stage, &Fault) -> Result<Outcome, String>;
+
+/// Every kind of write of these rounds with each of its errors.
+fn matrix(stage: &Stage, rounds: &[Round]) -> Vec<Fault> {
     let mut matrix = Vec::new();
     for round in rounds {
         let mut writes = writes_of(stage, *round);
         writes.sort();
         writes.dedup();
         for write in writes {
-            matrix.extend(plausible(&write).into_iter().map(|e| (*round, write.clone(), e)));
+            let fault = |errno| Fault { round: *round, write: write.clone(), errno, nth: None };
+            matrix.extend(plausible(&write).into_iter().map(fault));
         }
     }
+    matrix
+}
+
+/// Runs `sample` of the cases, or all.
+fn run(stage: &Stage, mut matrix: Vec<Fault>, sample: usize, case: Case) {
+    let all = requirements::runs(1) > 1;
+    let mut random = StdRng::seed_from_u64(requirements::seed());
     let total = matrix.len();
     if !all {
         let chosen: Vec<_> = matrix.sample(&mut random, sample).cloned().collect();
         matrix = chosen;
     }
     let (mut felt, mut refused, mut wrong) = (0, 0, Vec::new());
-    for (done, (round, write, errno)) in matrix.iter().enumerate() {
+    for (done, fault) in matrix.iter().enumerate() {
         if all && done % 20 == 0 {
             eprintln!("{done} of {total} cases");
         }
-        match case(stage, *round, write, *errno) {
+        match case(stage, fault) {
             Ok(outcome) => {
                 felt += usize::from(outcome.felt > 0);
                 refused += usize::from(outcome.refused);
             }
             Err(why) => {
-                let why = format!("{round}: {write}: {errno}: {why}");
+                let why = format!("{}: {}: {why}", fault.round, fault.order());
                 eprintln!("WRONG {why}");
                 wrong.push(why);
             }
         }
-        clean(stage, *round);
+        clean(stage, fault.round);
     }
     eprintln!(
         "{} of {total} cases, {felt} felt, {refused} refused to start, {} wrong",
@@ -176,14 +217,11 @@ fn clean(stage: &Stage, round: Round) {
     std::fs::remove_file(node.socket()).ok();
 }
 
-fn order(write: &str, errno: Errno) -> String {
-    format!("fail-all {} {write}", errno as i32)
-}
-
-fn a_start(stage: &Stage, round: Round, write: &str, errno: Errno) -> Result<Outcome, String> {
+fn a_start(stage: &Stage, fault: &Fault) -> Result<Outcome, String> {
+    let round = fault.round;
     let node = stage.node();
     let told = node.log().len();
-    let mut saboteur = stage.bring_about(round, Some(&order(write, errno)));
+    let mut saboteur = stage.bring_about(round, Some(&fault.order()));
     let start = Instant::now();
     while node.is_running() && node.view().get("/v1/status").is_none() {
         check(start.elapsed() < Duration::from_secs(15), "it neither answers nor ends")?;
@@ -203,7 +241,7 @@ fn a_start(stage: &Stage, round: Round, write: &str, errno: Errno) -> Result<Out
     check(sentences == 1 && !log.contains("panicked"), &format!("it says: {log}"))?;
     if round == Round::Start {
         // What cannot be removed stays, and the sentence before says so.
-        let stuck = write.starts_with("unlink") || write.starts_with("rmdir");
+        let stuck = fault.write.starts_with("unlink") || fault.write.starts_with("rmdir");
         let left = left_behind(stage);
         check(stuck || left.is_none(), &format!("left behind: {left:?}\n{log}"))?;
     }
@@ -213,15 +251,17 @@ fn a_start(stage: &Stage, round: Round, write: &str, errno: Errno) -> Result<Out
     Ok(Outcome { felt, refused: true })
 }
 
-fn a_round(stage: &Stage, round: Round, write: &str, errno: Errno) -> Result<Outcome, String> {
-    let mut saboteur = stage.bring_about(round, Some(&order(write, errno)));
+fn a_round(stage: &Stage, fault: &Fault) -> Result<Outcome, String> {
+    let round = fault.round;
+    let mut saboteur = stage.bring_about(round, Some(&fault.order()));
     let felt = lives_with_it(stage, &mut saboteur, round)?;
     Ok(Outcome { felt, refused: false })
 }
 
-fn a_stop(stage: &Stage, round: Round, write: &str, errno: Errno) -> Result<Outcome, String> {
+fn a_stop(stage: &Stage, fault: &Fault) -> Result<Outcome, String> {
+    let round = fault.round;
     let node = stage.node();
-    let saboteur = stage.bring_about(round, Some(&order(write, errno)));
+    let saboteur = stage.bring_about(round, Some(&fault.order()));
     let Some(status) = node.try_wait_ended(Duration::from_secs(12)) else {
         node.kill();
         return Err("SIGTERM does not end it".to_owned());
