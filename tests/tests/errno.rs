@@ -2,7 +2,8 @@
 //! it or refuses with a sentence and leaves nothing; a running daemon goes on with what it can, does
 //! not get busy, and is right again when the fault is over.
 //!
-//! A sample, chosen by a seed that is printed; with `MARENGO_RUNS` above 1 the whole matrix.
+//! A sample, chosen by a seed that is printed; with `MARENGO_RUNS` above 1 the whole matrix. What went
+//! wrong is told by the saboteur's order; `MARENGO_ONLY` chooses orders that contain it.
 #![expect(clippy::print_stderr, reason = "how many of how many is what one wants to read")]
 
 use std::{
@@ -35,14 +36,7 @@ fn plausible(write: &str) -> Vec<Errno> {
     let words: Vec<&str> = write.split(' ').collect();
     match words[..] {
         ["update", ..] => vec![EPERM, ENOMEM, E2BIG, EBUSY, EINTR],
-        ["delete", "link"]
-        | [
-            "set" | "change" | "create",
-            "link" | "mtu" | "master" | "alias" | "device" | "bridge" | "name",
-            ..,
-        ] if words != ["create", "link"] => {
-            vec![ENOBUFS, ENOMEM, EPERM, EINTR]
-        }
+        _ if is_netlink(write) => vec![ENOBUFS, ENOMEM, EPERM, EINTR],
         ["delete", ..] => vec![EPERM, ENOENT, EBUSY, EINTR],
         ["load", "program", ..] => vec![EPERM, ENOMEM, E2BIG, EINVAL, EAGAIN],
         ["load" | "create" | "freeze", ..] if words != ["create", "link"] => {
@@ -54,6 +48,16 @@ fn plausible(write: &str) -> Vec<Errno> {
         ["unlink" | "rmdir", ..] => vec![EPERM, EBUSY, ENOENT, EROFS],
         _ => vec![EPERM, ENOMEM, EINVAL],
     }
+}
+
+/// What the kernel may answer to a change of a link.
+const ANSWERS: [Errno; 6] =
+    [Errno::EPERM, Errno::ENOMEM, Errno::EBUSY, Errno::EEXIST, Errno::EINVAL, Errno::ENODEV];
+
+/// Whether a description is of a netlink message about a link.
+fn is_netlink(write: &str) -> bool {
+    write.starts_with("set ")
+        || ["create device", "create bridge", "change link", "delete link"].contains(&write)
 }
 
 #[test]
@@ -72,7 +76,7 @@ fn every_write_of_a_start_may_fail_once() {
     let writes = writes_of(&stage, Round::Start);
     let matrix = (1..).zip(writes).map(|(nth, write)| {
         let errno = plausible(&write)[nth % 2];
-        Fault { round: Round::Start, write, errno, nth: Some(nth) }
+        Fault { round: Round::Start, write, errno, nth: Some(nth), answered: false }
     });
     run(&stage, matrix.collect(), 5, a_start);
 }
@@ -120,6 +124,8 @@ struct Fault {
     errno: Errno,
     /// Which write fails, once; `None`: all of the description fail.
     nth: Option<usize>,
+    /// The kernel takes the netlink message, and answers with the error.
+    answered: bool,
 }
 
 impl Fault {
@@ -127,6 +133,7 @@ impl Fault {
         let errno = self.errno as i32;
         match self.nth {
             Some(nth) => format!("fail {errno} {nth}"),
+            None if self.answered => format!("refuse-all {errno} {}", self.write),
             None => format!("fail-all {errno} {}", self.write),
         }
     }
@@ -142,8 +149,17 @@ fn matrix(stage: &Stage, rounds: &[Round]) -> Vec<Fault> {
         writes.sort();
         writes.dedup();
         for write in writes {
-            let fault = |errno| Fault { round: *round, write: write.clone(), errno, nth: None };
-            matrix.extend(plausible(&write).into_iter().map(fault));
+            let fault = |errno, answered| Fault {
+                round: *round,
+                write: write.clone(),
+                errno,
+                nth: None,
+                answered,
+            };
+            matrix.extend(plausible(&write).into_iter().map(|errno| fault(errno, false)));
+            if is_netlink(&write) {
+                matrix.extend(ANSWERS.into_iter().map(|errno| fault(errno, true)));
+            }
         }
     }
     matrix
@@ -153,6 +169,9 @@ fn matrix(stage: &Stage, rounds: &[Round]) -> Vec<Fault> {
 fn run(stage: &Stage, mut matrix: Vec<Fault>, sample: usize, case: Case) {
     let all = requirements::runs(1) > 1;
     let mut random = StdRng::seed_from_u64(requirements::seed());
+    if let Ok(only) = std::env::var("MARENGO_ONLY") {
+        matrix.retain(|fault| fault.order().contains(&only));
+    }
     let total = matrix.len();
     if !all {
         let chosen: Vec<_> = matrix.sample(&mut random, sample).cloned().collect();

@@ -9,6 +9,8 @@
 //! kill 3                   at the third write from now on
 //! fail 12 3                the third write from now on fails with errno 12
 //! fail-all 12 update peers  until `clear`, each write of that description does
+//! refuse-all 16 set master  until `clear`, the kernel answers each netlink message of that description
+//!                           with errno 16, and does nothing
 //! clear                    nothing from now on
 //! ```
 #![allow(clippy::print_stdout, reason = "it is what this program is for")]
@@ -52,12 +54,17 @@ mod trace {
             errno: i32,
             what: String,
         },
+        RefuseAll {
+            errno: i32,
+            what: String,
+        },
     }
 
     enum Blow {
         None,
         Kill,
         Errno(i32),
+        Refuse(i32),
     }
 
     const SYSCALL_ENTRY: u8 = 1;
@@ -85,8 +92,13 @@ mod trace {
             #[expect(clippy::exit, reason = "the other thread waits for the traced process")]
             std::process::exit(0);
         });
-        let mut scene =
-            Scene { process, memory: None, netlink: HashSet::new(), maps: HashMap::new() };
+        let mut scene = Scene {
+            process,
+            memory: None,
+            netlink: HashSet::new(),
+            maps: HashMap::new(),
+            refused: HashMap::new(),
+        };
         let mut failing: HashMap<Pid, i32> = HashMap::new();
         loop {
             let status = match waitpid(None, Some(WaitPidFlag::__WALL)) {
@@ -113,12 +125,12 @@ mod trace {
         let words: Vec<&str> = line.splitn(3, ' ').collect();
         let number = |at: usize| words.get(at).and_then(|word| word.parse::<u32>().ok());
         let errno = number(1).and_then(|errno| i32::try_from(errno).ok()).unwrap_or(5);
+        let rest = words.get(2).copied().unwrap_or_default().to_owned();
         match words.first().copied() {
             Some("kill") => Order::Kill { countdown: number(1).unwrap_or(1) },
             Some("fail") => Order::Fail { errno, countdown: number(2).unwrap_or(1) },
-            Some("fail-all") => {
-                Order::FailAll { errno, what: words.get(2).copied().unwrap_or_default().to_owned() }
-            }
+            Some("fail-all") => Order::FailAll { errno, what: rest },
+            Some("refuse-all") => Order::RefuseAll { errno, what: rest },
             _ => Order::Nothing,
         }
     }
@@ -131,6 +143,13 @@ mod trace {
                 Self::FailAll { errno, what } => {
                     if what == write {
                         Blow::Errno(*errno)
+                    } else {
+                        Blow::None
+                    }
+                }
+                Self::RefuseAll { errno, what } => {
+                    if what == write {
+                        Blow::Refuse(*errno)
                     } else {
                         Blow::None
                     }
@@ -155,6 +174,9 @@ mod trace {
         memory: Option<File>,
         netlink: HashSet<String>,
         maps: HashMap<u32, String>,
+        /// Netlink messages that the kernel was kept from, by their sequence number, and what it is
+        /// made to answer.
+        refused: HashMap<u32, i32>,
     }
 
     impl Scene {
@@ -166,6 +188,10 @@ mod trace {
                 {
                     regs.rax = i64::from(-errno).cast_unsigned();
                     ptrace::setregs(tid, regs).ok();
+                } else if !self.refused.is_empty()
+                    && let Ok(regs) = ptrace::getregs(tid)
+                {
+                    self.answer(&regs);
                 }
                 return;
             }
@@ -180,6 +206,10 @@ mod trace {
                     // At the entry: the call does not happen.
                     kill(self.process, Signal::SIGKILL).ok();
                 }
+                Blow::Refuse(errno) => {
+                    writeln!(out, "failed {write}").unwrap_or_default();
+                    self.keep_from_kernel(&regs, errno);
+                }
                 Blow::Errno(errno) => {
                     writeln!(out, "failed {write}").unwrap_or_default();
                     // A system call that there is not.
@@ -188,6 +218,49 @@ mod trace {
                     failing.insert(tid, errno);
                 }
             }
+        }
+
+        /// Turns a netlink message into one that the kernel acknowledges and does not act on.
+        fn keep_from_kernel(&mut self, regs: &user_regs_struct, errno: i32) {
+            const NLMSG_NOOP: [u8; 2] = 1_u16.to_ne_bytes();
+            let buffer = if regs.orig_rax == 46 {
+                self.number(regs.rsi + 16).and_then(|vector| self.number(vector))
+            } else {
+                Some(regs.rsi)
+            };
+            if let Some(buffer) = buffer
+                && let Some(sequence) = self.bytes(buffer + 8, 4)
+                && self.poke(buffer + 4, &NLMSG_NOOP)
+            {
+                let sequence = sequence.try_into().map(u32::from_ne_bytes).unwrap_or_default();
+                self.refused.insert(sequence, errno);
+            }
+        }
+
+        /// Turns the acknowledgement of such a message into an error.
+        fn answer(&mut self, regs: &user_regs_struct) {
+            const NLMSG_ERROR: u16 = 2;
+            let buffer = match regs.orig_rax {
+                45 => Some(regs.rsi),
+                47 => self.number(regs.rsi + 16).and_then(|vector| self.number(vector)),
+                _ => None,
+            };
+            let length = regs.rax.cast_signed();
+            let (Some(buffer), 20..=65_536) = (buffer, length) else { return };
+            let Some(bytes) = self.bytes(buffer, 20) else { return };
+            let word = |at: usize| {
+                u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+            };
+            if u16::from_ne_bytes([bytes[4], bytes[5]]) == NLMSG_ERROR
+                && word(16) == 0
+                && let Some(errno) = self.refused.remove(&word(8))
+            {
+                self.poke(buffer + 16, &(-errno).to_ne_bytes());
+            }
+        }
+
+        fn poke(&self, address: u64, bytes: &[u8]) -> bool {
+            self.memory.as_ref().is_some_and(|memory| memory.write_all_at(bytes, address).is_ok())
         }
 
         /// Says what a system call writes to the kernel; `None` if nothing that counts.
@@ -341,7 +414,8 @@ mod trace {
                 return Some(bytes);
             }
             // Another memory since it has become another program.
-            self.memory = File::open(format!("/proc/{}/mem", self.process)).ok();
+            let path = format!("/proc/{}/mem", self.process);
+            self.memory = File::options().read(true).write(true).open(path).ok();
             self.memory.as_ref()?.read_exact_at(&mut bytes, address).ok()?;
             Some(bytes)
         }
