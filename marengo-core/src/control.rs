@@ -32,8 +32,10 @@ pub enum Control {
     AnnounceRestart,
     /// Timers that are late because the process was stopped are postponed.
     ForgiveStalls,
-    /// Suspects are told that they are suspects.
+    /// Suspects are told that they are suspects, and asked.
     TellSuspects,
+    /// A ping that is not answered is sent again before it counts as unanswered.
+    RepeatPings,
     /// Who leaves says so.
     TellLeave,
     /// Who goes to come back says so.
@@ -42,7 +44,7 @@ pub enum Control {
 
 impl Control {
     /// Every mechanism.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Generations,
         Self::Moves,
         Self::Witness,
@@ -55,6 +57,7 @@ impl Control {
         Self::AnnounceRestart,
         Self::ForgiveStalls,
         Self::TellSuspects,
+        Self::RepeatPings,
         Self::TellLeave,
         Self::TellRestart,
     ];
@@ -74,6 +77,7 @@ impl Control {
             Self::AnnounceRestart => "announce-restart",
             Self::ForgiveStalls => "forgive-stalls",
             Self::TellSuspects => "tell-suspects",
+            Self::RepeatPings => "repeat-pings",
             Self::TellLeave => "tell-leave",
             Self::TellRestart => "tell-restart",
         }

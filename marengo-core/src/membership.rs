@@ -25,7 +25,9 @@ use tracing::{trace, warn};
 use self::{
     codec::WireCodec,
     conflict::Conflicts,
+    health::Health,
     outbox::Outbox,
+    probe::{Inquiries, Unanswered},
     rejoin::{Questions, Seeds},
     renewal::Renewals,
     renumber::Telling,
@@ -34,7 +36,7 @@ use self::{
     timers::Timers,
 };
 pub use self::{
-    config::MembershipConfig,
+    config::{MembershipConfig, Profile},
     conflict::{Conflict, ConflictKind},
     error::{Counters, DatagramError},
     event::{MembershipEvent, Transmit},
@@ -55,8 +57,10 @@ mod error;
 mod event;
 mod gossip;
 mod greet;
+mod health;
 mod leave;
 mod outbox;
+mod probe;
 mod rejoin;
 mod renewal;
 mod renumber;
@@ -127,6 +131,9 @@ pub struct Membership {
     /// Who has yet to hear of this node's new address.
     telling: Option<Telling>,
     restarting: Restarting,
+    unanswered: Option<Unanswered>,
+    inquiries: Inquiries,
+    health: Health,
     seeds: Seeds,
     questions: Questions,
     lost_at: Option<Instant>,
@@ -199,6 +206,9 @@ impl Membership {
             began: (now, identity.generation),
             telling: None,
             restarting: Restarting::default(),
+            unanswered: None,
+            inquiries: Inquiries::default(),
+            health: Health::new(now),
             seeds: Seeds::default(),
             questions: Questions::default(),
             lost_at: None,
@@ -250,19 +260,22 @@ impl Membership {
             self.repeat_leave(now);
             return;
         }
+        self.examine(now);
+        let pace = self.config.profile.pace();
         if self.config.has(Control::ForgiveStalls)
-            && let Some(stalled) = self.timers.forgive_stall(now, config::PROBE_RTT)
+            && let Some(stalled) = self.timers.forgive_stall(now, pace.stall, pace.probe_rtt)
         {
             warn!(?stalled, "woken late; nobody is declared failed for that time");
         }
         while let Some(timer) = self.timers.take_due(now) {
-            if self.is_refuted(&timer) {
+            if self.is_refuted(&timer) || self.spares(now, &timer) {
                 continue;
             }
             self.suspects_stale |= matches!(timer, Timer::ProbeRandomMember(_));
             drive::note(self.foca.handle_timer(timer, &mut self.outbox));
             self.drain(now, None);
         }
+        self.ping_again(now);
         self.tell_address(now);
         self.end_restarts(now);
         self.ask_seeds(now);
@@ -270,6 +283,7 @@ impl Membership {
         self.sync_now_and_then(now);
         self.tidy(now);
         self.settle(now, None);
+        self.ask_suspects(now);
     }
 
     /// Replaces the addresses from which the node joins the cluster.
@@ -311,6 +325,8 @@ impl Membership {
             self.lost_at,
             telling,
             self.restarting.next_deadline(),
+            self.unanswered.as_ref().map(Unanswered::next_deadline),
+            self.inquiries.next_deadline(),
         ];
         optional.into_iter().flatten().chain([self.sync_at, self.tidy_at]).min()
     }

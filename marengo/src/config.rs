@@ -12,6 +12,7 @@ use marengo_common::Vni;
 use marengo_core::{
     control::Without,
     identity::{ClusterName, NodeName},
+    membership::Profile,
     settings::IfName,
 };
 use serde::{Deserialize, Deserializer, de};
@@ -62,6 +63,8 @@ struct ConfigFile {
     #[serde(deserialize_with = "number")]
     mtu: Option<Mtu>,
     #[serde(deserialize_with = "text")]
+    profile: Option<Profile>,
+    #[serde(deserialize_with = "text")]
     node_timeout: Option<Interval>,
     #[serde(deserialize_with = "text")]
     converge_interval: Option<Interval>,
@@ -100,6 +103,7 @@ pub(crate) struct ServerConfig {
     pub bridge: IfName,
     pub device: IfName,
     pub mtu: Option<u16>,
+    pub profile: Profile,
     pub node_timeout: Duration,
     pub converge_interval: Duration,
     pub max_peers: u32,
@@ -193,6 +197,7 @@ impl ServerConfig {
         if vxlan_port == 0 {
             return Err(Failure::new(Kind::Config, "--vxlan-port 0: expected 1 to 65535"));
         }
+        let profile = args.profile.or(file.profile).unwrap_or_default();
         let seconds = |interval: Option<Interval>, default| {
             interval.map_or_else(|| Duration::from_secs(default), |interval| interval.0)
         };
@@ -209,7 +214,11 @@ impl ServerConfig {
             bridge,
             device,
             mtu: args.mtu.or(file.mtu).map(|mtu| mtu.0),
-            node_timeout: seconds(args.node_timeout.or(file.node_timeout), 3),
+            profile,
+            node_timeout: args
+                .node_timeout
+                .or(file.node_timeout)
+                .map_or_else(|| profile.node_timeout(), |interval| interval.0),
             converge_interval: seconds(args.converge_interval.or(file.converge_interval), 6),
             max_peers,
             pin_dir,

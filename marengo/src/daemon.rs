@@ -17,7 +17,7 @@ use marengo_core::{
     converge::Cause,
     identity::{DataPlaneId, Generation, Identity},
     members::PeerTable,
-    membership::MembershipConfig,
+    membership::{MembershipConfig, Profile},
     settings::DataPlane,
     witness::WitnessConfig,
 };
@@ -133,8 +133,11 @@ async fn open_data_plane(
     if !adopted.slots.is_empty() {
         info!(peers = adopted.slots.len(), "took over the data plane of an earlier run");
     }
-    let witness =
-        WitnessConfig { is_heard: config.without.has(Control::Witness), ..WitnessConfig::DEFAULT };
+    let witness = match config.profile {
+        Profile::Default => WitnessConfig::DEFAULT,
+        Profile::Fast => WitnessConfig::FAST,
+    };
+    let witness = WitnessConfig { is_heard: config.without.has(Control::Witness), ..witness };
     let interval = config.converge_interval;
     let mut converge = Converge::new(kernel, adopted, data_plane, interval, witness);
     if !config.without.has(Control::Backoff) {
@@ -251,6 +254,7 @@ impl Daemon {
         };
         let mut membership = MembershipConfig::new(config.cluster);
         crate::version::VERSION.clone_into(&mut membership.version);
+        membership.profile = config.profile;
         membership.node_timeout = config.node_timeout;
         membership.without = config.without;
         if let Some(time) = config.forget_after {

@@ -127,6 +127,11 @@ pub(super) fn without_updates(
     if payload.updates.len() == before { None } else { payload.emit().ok() }
 }
 
+/// What a foca datagram says; `None` if it cannot be read.
+pub(super) fn message_of(payload: &[u8]) -> Option<Message<Identity>> {
+    parse_header(payload).ok().map(|header| header.message)
+}
+
 fn carries_updates(message: &Message<Identity>) -> bool {
     !matches!(message, Message::Announce | Message::TurnUndead | Message::Broadcast)
 }

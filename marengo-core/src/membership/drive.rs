@@ -25,12 +25,17 @@ impl Membership {
                         let payload = self.without_former_selves(payload);
                         let payload = self.tell_suspect(&to, payload);
                         let data = envelope::emit(Kind::Gossip, &self.config.cluster, &payload);
+                        self.note_ping(now, to.addr, &payload, &data);
                         self.transmits.push_back(Transmit { to: to.addr, data });
                     } else {
                         self.counters.unsent += 1;
                     }
                 }
-                Effect::Schedule { timer, after } => self.timers.insert(now + after, timer),
+                Effect::Schedule { timer, after } => {
+                    self.note_suspicion(now, &timer);
+                    let after = self.stretched(&timer, after);
+                    self.timers.insert(now + after, timer);
+                }
                 Effect::Notify(notification) => self.handle_notification(now, notification),
             }
         }
@@ -142,7 +147,7 @@ impl Membership {
             let wanted = self.config.foca(self.roster.active_count() + 1);
             note(self.foca.set_config(wanted));
         }
-        let changed = self.refresh_suspects() | roster_changed;
+        let changed = self.refresh_suspects(now) | roster_changed;
         if changed || mem::take(&mut self.identity_changed) || self.conflicts.is_stale(now) {
             let known = self.roster.known(&self.suspects, &self.restarting);
             let standings = standings(&self.identity, known);
@@ -154,7 +159,7 @@ impl Membership {
 
     /// Finds out who is suspected. foca does not say when it begins or ends a suspicion. Returns
     /// whether anything changed.
-    fn refresh_suspects(&mut self) -> bool {
+    fn refresh_suspects(&mut self, now: Instant) -> bool {
         if !mem::take(&mut self.suspects_stale) {
             return false;
         }
@@ -164,9 +169,18 @@ impl Membership {
             .filter(|member| member.state() == State::Suspect)
             .map(|member| member.id().addr)
             .collect();
-        let changed = suspects != self.suspects;
-        self.suspects = suspects;
-        changed
+        if suspects == self.suspects {
+            return false;
+        }
+        let before = mem::replace(&mut self.suspects, suspects);
+        let new: Vec<SocketAddr> = self.suspects.difference(&before).copied().collect();
+        for suspect in new {
+            self.join_inquiry(now, suspect);
+        }
+        let suspects = &self.suspects;
+        self.inquiries.retain(|addr| suspects.contains(&addr));
+        self.health.retain(|addr| suspects.contains(&addr));
+        true
     }
 
     /// Raises the own generation above what others believe it to be.

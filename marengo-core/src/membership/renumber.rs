@@ -13,15 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use foca::{Header, Member, Message, State};
+use foca::{Member, State};
 use tracing::info;
 
-use super::{
-    DatagramError, Membership, Phase, Transmit,
-    codec::{self, Payload},
-    drive::note,
-    envelope::{self, Kind},
-};
+use super::{DatagramError, Membership, Phase, codec, drive::note};
 use crate::identity::{Generation, Identity, IdentityError};
 
 /// The first and the last pause between two rounds of telling.
@@ -133,23 +128,7 @@ impl Membership {
             if round >= ASK_FROM {
                 self.ask(now, dst.addr);
             }
-            self.greet_member(dst);
-        }
-    }
-
-    /// Sends a ping of our own, so that a member hears of this identity and answers to it.
-    fn greet_member(&mut self, dst: Identity) {
-        let to = dst.addr;
-        let header = Header {
-            src: self.identity.clone(),
-            src_incarnation: 0,
-            dst,
-            // foca takes the answer for its own probe's only if it was to come anyway.
-            message: Message::Ping(0),
-        };
-        if let Ok(payload) = (Payload { header, updates: Vec::new() }).emit() {
-            let data = envelope::emit(Kind::Gossip, &self.config.cluster, &payload);
-            self.transmits.push_back(Transmit { to, data });
+            self.greet_member(dst, Vec::new());
         }
     }
 

@@ -10,9 +10,6 @@ use foca::Timer;
 
 use crate::identity::Identity;
 
-/// Lateness from which on the process counts as having been stopped.
-const STALL: Duration = Duration::from_secs(1);
-
 /// Timers that foca wants back, earliest first; of those with one deadline in the order that foca
 /// defines for them.
 ///
@@ -60,13 +57,19 @@ impl Timers {
         self.heap.clear();
     }
 
-    /// Postpones all timers by the time for which the process was stopped, and `grace` on top.
+    /// Postpones all timers by the time for which the process was stopped, if it was for longer than
+    /// `stall`, and by `grace` on top.
     ///
     /// A node that was stopped has no right to an opinion about who answered meanwhile. For foca,
     /// that time did not pass. Returns for how long the process was stopped, if it was.
-    pub(super) fn forgive_stall(&mut self, now: Instant, grace: Duration) -> Option<Duration> {
+    pub(super) fn forgive_stall(
+        &mut self,
+        now: Instant,
+        stall: Duration,
+        grace: Duration,
+    ) -> Option<Duration> {
         let late = now.checked_duration_since(self.next_deadline()?)?;
-        if late <= STALL {
+        if late <= stall {
             return None;
         }
         self.heap = self
@@ -121,7 +124,7 @@ mod tests {
         timers.insert(now + 2 * second, Timer::PeriodicGossip(0));
 
         let woken = now + 9 * second;
-        let stalled = timers.forgive_stall(woken, second);
+        let stalled = timers.forgive_stall(woken, second, second);
 
         assert_eq!(stalled, Some(8 * second));
         assert_eq!(timers.take_due(woken), None);
@@ -133,9 +136,10 @@ mod tests {
     #[test]
     fn being_a_little_late_is_no_stall() {
         let (now, mut timers) = (start(), Timers::default());
+        let second = Duration::from_secs(1);
         timers.insert(now, Timer::PeriodicGossip(0));
 
-        assert_eq!(timers.forgive_stall(now + STALL, STALL), None);
-        assert!(timers.take_due(now + STALL).is_some());
+        assert_eq!(timers.forgive_stall(now + second, second, second), None);
+        assert!(timers.take_due(now + second).is_some());
     }
 }

@@ -11,6 +11,7 @@ mod partition;
 mod renumber;
 mod restart;
 mod stall;
+mod starved;
 
 use std::time::Duration;
 
