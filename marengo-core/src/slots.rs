@@ -38,6 +38,9 @@ pub struct Slots {
     max_peers: usize,
     /// Peers that found no free slot.
     without_slot: Vec<NodeName>,
+    /// Indexes that are free, but that an address in the kernel may still lead to: what came from
+    /// there would be learnt behind the new holder.
+    avoided: BTreeSet<PeerIndex>,
 }
 
 impl Slots {
@@ -112,19 +115,28 @@ impl Slots {
             })
             .map(|(index, _)| *index)
             .collect();
-        for index in &gone {
-            self.free(*index);
+        for index in gone {
+            self.free(index);
+            self.avoided.insert(index);
         }
         self.without_slot.clear();
         let mut free = 1;
         for peer in new {
-            // Not one that was freed a moment ago: until the plan has forgotten the former holder's
-            // address, what comes from there is learnt behind the index.
-            while self.by_index.contains_key(&free) || gone.contains(&free) {
+            while self.by_index.contains_key(&free) || self.avoided.contains(&free) {
                 free += 1;
             }
             self.add(free, peer);
         }
+    }
+
+    /// Gives none of these to anybody until the kernel has settled: addresses in it lead there.
+    pub fn avoid(&mut self, indexes: impl IntoIterator<Item = PeerIndex>) {
+        self.avoided.extend(indexes);
+    }
+
+    /// The kernel holds these slots and no others: freed indexes may be given out again.
+    pub fn settled(&mut self) {
+        self.avoided.clear();
     }
 
     /// The slots by index.
@@ -216,7 +228,10 @@ mod tests {
 
         assign(&mut slots, &[("a", 1, 1), ("d", 4, 4)]);
         assert_ne!(slot_of(&slots, "d").0, first.0, "not in the round that freed it");
-        assign(&mut slots, &[("a", 1, 1), ("c", 3, 3), ("d", 4, 4)]);
+        assign(&mut slots, &[("a", 1, 1), ("d", 4, 4), ("e", 5, 5)]);
+        assert_ne!(slot_of(&slots, "e").0, first.0, "nor before the kernel has settled");
+        slots.settled();
+        assign(&mut slots, &[("a", 1, 1), ("c", 3, 3), ("d", 4, 4), ("e", 5, 5)]);
 
         let second = slot_of(&slots, "c");
         assert_eq!(first.0, second.0, "the index is used again");

@@ -1,15 +1,18 @@
 //! One seed: a cluster, accidents at random, then peace, and what must have come of it.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use marengo_core::{control::Without, op::Hook};
+use marengo_core::{control::Without, membership::MembershipEvent, op::Hook};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{
     cpu::Cpu,
     host_kernel::Mood,
     ms, secs,
-    world::{Meddling, Missing, Options, World},
+    world::{Logged, Meddling, Missing, Options, World},
 };
 
 mod accident;
@@ -167,7 +170,21 @@ impl Chaos {
         self.world.check_delivery();
         let since = self.world.now;
         self.world.run_for(WATCHED);
-        let news = self.world.reports(since).count();
+        let running: Vec<SocketAddr> =
+            self.world.running().into_iter().map(|node| self.world.addr(node)).collect();
+        let is_about_running = |logged: &&Logged| match &logged.event {
+            MembershipEvent::MemberUp(member)
+            | MembershipEvent::MemberDown(member)
+            | MembershipEvent::MemberLeft(member)
+            | MembershipEvent::MemberChanged { new: member, .. } => running.contains(&member.addr),
+            MembershipEvent::Joined
+            | MembershipEvent::Isolated
+            | MembershipEvent::SyncWanted { .. }
+            | MembershipEvent::SeedRefused { .. }
+            | MembershipEvent::Conflict(_)
+            | MembershipEvent::ConflictResolved(_) => false,
+        };
+        let news = self.world.reports(since).filter(is_about_running).count();
         assert!(news == 0, "goal: {news} changes of state in peace\n{}", self.world);
         if let Some(missing) = self.world.missing() {
             panic!("goal: the mesh did not stay full: {missing}\n{}", self.world);
@@ -194,27 +211,37 @@ impl Chaos {
         self.world.network.gossip_loss = 0.0;
         // Goodbyes that are being said are said.
         self.world.run_for(ms(500));
-        for node in 0..self.world.nodes.len() {
+        let count = self.world.nodes.len();
+        let mut wanted = Vec::new();
+        for node in 0..count {
             self.world.set_mood(node, Mood::default());
             // The first two are those that all are told to join.
             let is_gone = node > 1 && self.script.random_bool(0.5);
-            let current = &self.world.nodes[node];
-            let (has_power, runs) = (current.kernel.is_some(), current.membership.is_some());
-            if runs {
-                self.world.follow(node);
+            let has_power = self.world.nodes[node].kernel.is_some();
+            if !has_power && !is_gone {
+                self.power_on(node);
+            }
+            wanted.push(has_power || !is_gone);
+        }
+        for node in (0..count).filter(|node| wanted[*node]) {
+            if self.world.nodes[node].membership.is_some() {
                 self.world.resume(node);
-            } else if !is_gone || has_power {
-                if !has_power {
-                    self.power_on(node);
-                }
+                let seeds = self.seeds();
+                self.world.resolve(node, seeds);
+            } else {
                 self.start(node);
             }
         }
     }
 
     fn start(&mut self, node: usize) {
-        let seeds = [0, 1].map(|seed| self.world.addr(seed)).to_vec();
+        let seeds = self.seeds();
         self.world.start_with(node, seeds);
+    }
+
+    /// What the names of the first two machines stand for at the moment.
+    fn seeds(&self) -> Vec<SocketAddr> {
+        [0, 1].map(|seed| self.world.addr(seed)).to_vec()
     }
 
     /// A machine whose address somebody else has by now gets another one.

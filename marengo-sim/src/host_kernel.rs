@@ -170,10 +170,11 @@ impl HostKernel {
         Some(IpAddr::from([a, b, c, d]))
     }
 
-    /// Slots that an earlier daemon left, and the highest generation that it gave out.
-    pub(crate) fn adopted(&self) -> (Vec<(PeerIndex, Slot)>, u32) {
+    /// Slots that an earlier daemon left, the indexes that addresses lead to, and the highest
+    /// generation that it gave out.
+    pub(crate) fn adopted(&self) -> (Vec<(PeerIndex, Slot)>, Vec<PeerIndex>, u32) {
         let state = &self.fake.state;
-        let Some(settings) = state.settings else { return (Vec::new(), 0) };
+        let Some(settings) = state.settings else { return Default::default() };
         let slots = state.peers.iter().map(|(index, entry)| {
             let slot = Slot {
                 data_plane: DataPlaneId::new(entry.data_plane),
@@ -183,7 +184,7 @@ impl HostKernel {
             };
             (*index, slot)
         });
-        (slots.collect(), settings.generation)
+        (slots.collect(), state.vteps.values().copied().collect(), settings.generation)
     }
 
     /// How long the next operation takes, and whether it fails.
@@ -244,6 +245,13 @@ impl HostKernel {
             },
             None => Sighting::default(),
         }
+    }
+
+    /// Where a station is, as far as this data plane knows.
+    pub(crate) fn knows(&self, station: Station) -> Option<Origin> {
+        let learnt = self.macs.get(&station)?;
+        self.slot(&learnt.entry)?;
+        learnt.origin
     }
 
     /// Sends a station's frame out of the device.

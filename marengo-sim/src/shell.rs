@@ -88,10 +88,12 @@ impl Shell {
         witness: WitnessConfig,
         adopts: bool,
     ) -> Self {
-        let (adopted, generation) = if adopts { kernel.adopted() } else { Default::default() };
+        let (adopted, led_to, generation) =
+            if adopts { kernel.adopted() } else { Default::default() };
         let adoption = if adopted.is_empty() { Adoption::Over } else { Adoption::Waiting };
         let mut slots = Slots::new(data_plane.max_peers);
         slots.adopt(adopted, generation);
+        slots.avoid(led_to);
         Self {
             data_plane,
             converger: Converger::new(now, INTERVAL),
@@ -256,6 +258,9 @@ impl Shell {
                 if failed { Outcome::Failed } else { Outcome::Settled { ops: round.count } };
             self.converger.handle_outcome(now, outcome);
             self.settled = (!failed).then_some(round.want);
+            if !failed {
+                self.slots.settled();
+            }
             self.rounds += 1;
             return;
         }

@@ -120,6 +120,7 @@ impl Converge {
         let adoption = if adopted.slots.is_empty() { Adoption::Over } else { Adoption::Waiting };
         data_plane.id = adopted.data_plane.unwrap_or(data_plane.id);
         slots.adopt(adopted.slots, adopted.generation);
+        slots.avoid(adopted.led_to);
         Self {
             doubts: Doubts::new(witness, &data_plane),
             kernel,
@@ -218,6 +219,9 @@ impl Converge {
             Ok(ops) => Outcome::Settled { ops: *ops },
             Err(_) => Outcome::Failed,
         };
+        if self.settled.is_some() {
+            self.slots.settled();
+        }
         self.converger.handle_outcome(Instant::now(), outcome);
         if let Some(retry) = self.contest.retry.take() {
             self.converger.again_by(retry);

@@ -68,6 +68,9 @@ pub(crate) struct KernelConfig {
 pub(crate) struct Adopted {
     /// Its slots.
     pub slots: Vec<(PeerIndex, Slot)>,
+    /// The indexes that its tunnel addresses lead to; a run that ended half-way may have left some
+    /// that are no slot's any more.
+    pub led_to: Vec<PeerIndex>,
     /// The highest generation that it gave out.
     pub generation: u32,
     /// Which data plane the maps belong to; `None`: new ones.

@@ -53,6 +53,15 @@ impl World {
         self.pump(index);
     }
 
+    /// The names of the seeds were looked up again.
+    pub fn resolve(&mut self, index: usize, seeds: Vec<SocketAddr>) {
+        let now = self.now;
+        if let Some(membership) = &mut self.nodes[index].membership {
+            membership.set_seeds(now, seeds);
+            self.pump(index);
+        }
+    }
+
     /// Adds a machine that has power, and gives its number.
     pub fn add_machine(&mut self, without: Without) -> usize {
         let index = self.nodes.len();
@@ -148,6 +157,9 @@ impl World {
     pub fn follow(&mut self, index: usize) {
         let now = self.now;
         let node = &mut self.nodes[index];
+        if node.cpu == Cpu::Stopped {
+            return;
+        }
         let Some(membership) = &mut node.membership else { return };
         let (addr, vtep, listen) = (node.addr, node.vtep, node.listen);
         if membership.identity().addr != addr {
@@ -229,6 +241,7 @@ impl World {
         self.handle_what_is_due(index);
         self.nodes[index].scheduled = None;
         self.pump(index);
+        self.follow(index);
     }
 
     pub(super) fn handle_what_is_due(&mut self, index: usize) {

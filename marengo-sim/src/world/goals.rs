@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use marengo_common::VtepKey;
-use marengo_core::{members::Standing, membership::ConflictKind};
+use marengo_core::members::Standing;
 
 use super::{Delivery, World};
 use crate::{host_kernel::Station, ms, secs};
@@ -53,9 +53,6 @@ impl World {
             }
             for conflict in self.membership(node).conflicts() {
                 let text = format!("node{node} sees a conflict: {conflict}");
-                if conflict.kind != ConflictKind::Address {
-                    return Some(Missing::Peer(text));
-                }
                 surplus.get_or_insert(Missing::Tidiness(text, PROMISES_END));
             }
             match self.missing_in_maps(node, &running) {

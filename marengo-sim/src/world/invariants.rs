@@ -53,9 +53,12 @@ impl World {
                 .is_none_or(|data_plane| self.machine_of(data_plane).is_none());
             assert!(
                 slot.data_plane == truly || !known.contains(&truly) || is_gone,
-                "invariant: node{index} has station {station} behind {:016x}, but its frame came \
-                 from {truly:016x}, which has a slot\n{self}",
-                slot.data_plane
+                "invariant: node{index} has station {station} behind {:016x} ({}, {:?}), but its \
+                 frame came from {truly:016x} of node{}, which has a slot\n{self}",
+                slot.data_plane,
+                slot.address(4),
+                learnt.entry,
+                origin.host
             );
         }
     }

@@ -170,6 +170,10 @@ impl World {
             return;
         }
         let Some(kernel) = &mut self.nodes[to].kernel else { return };
+        let known = match inner {
+            Inner::Frame { source, .. } => kernel.knows(source),
+            Inner::Question | Inner::Answer(_) => None,
+        };
         match kernel.ingress(self.now, &outer, &inner) {
             Entrance::Dropped => {}
             Entrance::Answer(data_plane) => {
@@ -177,16 +181,20 @@ impl World {
             }
             Entrance::Accepted => {
                 if let Inner::Frame { source, destination, origin, is_flooded } = inner {
-                    self.arrived(to, source, origin);
+                    self.arrived(to, source, origin, known);
                     self.deliver(Delivery { source, destination, host: to, is_flooded });
                 }
             }
         }
     }
 
-    fn arrived(&mut self, to: usize, source: Station, origin: Origin) {
+    /// Notes that a machine which knew where a station was has heard where it is now. One that did
+    /// not know cannot tell a late frame of the former home from a move.
+    fn arrived(&mut self, to: usize, source: Station, origin: Origin, known: Option<Origin>) {
         let home = self.stations[source as usize];
+        let knew = known.is_some_and(|known| known.moves + 1 == home.moves);
         if home.moves == origin.moves
+            && knew
             && let Some(kernel) = &mut self.nodes[to].kernel
         {
             kernel.fresh.insert(source);

@@ -238,8 +238,9 @@ impl Bpf {
         let Some(settings) = self.read_settings()? else { return Ok(Adopted::default()) };
         let generation = settings.generation;
         let data_plane = DataPlaneId::new(settings.data_plane);
+        let led_to = entries(&self.vteps)?.into_values().map(|entry| entry.peer).collect();
         if (settings.family == 4) != vtep.is_ipv4() {
-            return Ok(Adopted { slots: Vec::new(), generation, data_plane });
+            return Ok(Adopted { slots: Vec::new(), led_to, generation, data_plane });
         }
         let slots = entries(&self.peers)?
             .into_iter()
@@ -254,7 +255,7 @@ impl Bpf {
                 (index, slot)
             })
             .collect();
-        Ok(Adopted { slots, generation, data_plane })
+        Ok(Adopted { slots, led_to, generation, data_plane })
     }
 
     pub(super) fn observe(&self) -> Result<ObservedMaps> {
