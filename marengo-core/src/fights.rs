@@ -104,6 +104,12 @@ impl Object {
         if self.is_in_a_map() { LONGEST_WAIT_MAP } else { LONGEST_WAIT_LINK }
     }
 
+    /// Each repair weighs as much as this time pays off: a link that is undone more often than once a
+    /// second is fought over. What is in a map is looked at less often than that.
+    const fn weight(self) -> Duration {
+        if self.is_in_a_map() { WEIGHT_MAP } else { WEIGHT_LINK }
+    }
+
     /// Never waited for: without the ingress program the door is open.
     const fn is_the_lock(self) -> bool {
         matches!(self, Self::Hook(Hook::DeviceIngress))
@@ -129,8 +135,8 @@ impl fmt::Display for Object {
     }
 }
 
-/// Each repair of an object weighs as much as this time pays off.
-const WEIGHT: Duration = Duration::from_secs(3);
+const WEIGHT_LINK: Duration = Duration::from_secs(1);
+const WEIGHT_MAP: Duration = Duration::from_secs(3);
 /// From so many unpaid repairs on it is a fight.
 const PATIENCE: u32 = 8;
 /// The first wait in a fight.
@@ -268,7 +274,7 @@ impl Fights {
             record.since = now;
             record.repairs = 0;
         }
-        record.debt += WEIGHT;
+        record.debt += object.weight();
         record.at = now;
         record.repairs += 1;
         match &mut record.fight {
@@ -277,7 +283,7 @@ impl Fights {
                 wait.next = (wait.next * 2).min(object.longest_wait());
                 Look::Now { began: false }
             }
-            None if record.debt > WEIGHT * PATIENCE => {
+            None if record.debt > object.weight() * PATIENCE => {
                 record.fight = Some(Wait { until: now + FIRST_WAIT, next: FIRST_WAIT * 2 });
                 Look::Now { began: true }
             }

@@ -360,7 +360,7 @@ impl Converge {
     }
 
     /// Tells a repair; of many, some.
-    fn tell_repair(&mut self, ops: &[Op]) {
+    fn tell_repair(&mut self, ops: &[Op], suspect: &str) {
         let recently = self.repair_told.is_some_and(|told| told.elapsed() < REPAIRS_TOLD_EVERY);
         if self.repairs > REPAIRS_TOLD && recently {
             self.repairs_untold += 1;
@@ -371,6 +371,7 @@ impl Converge {
             ops = ops.join("; "),
             repairs = self.repairs,
             untold = self.repairs_untold,
+            suspect,
             "something was changed by another hand; repairing it"
         );
         self.repair_told = Some(Instant::now());

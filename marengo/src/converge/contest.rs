@@ -139,7 +139,10 @@ impl Converge {
         if !repaired.is_empty() {
             self.contest.accuse(now, &repaired);
             self.repairs += 1;
-            self.tell_repair(&ops);
+            let suspect =
+                repaired.first().map_or("unknown", |object| self.contest.suspect(*object));
+            let suspect = suspect.to_owned();
+            self.tell_repair(&ops, &suspect);
         }
         for object in began {
             self.contest.total += 1;
