@@ -3,11 +3,11 @@
 //! not get busy, and is right again when the fault is over.
 //!
 //! A sample, chosen by a seed that is printed; with `MARENGO_RUNS` above 1 the whole matrix. What went
-//! wrong is told by the saboteur's order; `MARENGO_ONLY` chooses orders that contain it.
+//! wrong is told by the round and the saboteur's order; `MARENGO_ONLY` chooses those that contain it.
 #![expect(clippy::print_stderr, reason = "how many of how many is what one wants to read")]
 
 use std::{
-    thread,
+    fmt, thread,
     time::{Duration, Instant},
 };
 
@@ -139,6 +139,12 @@ impl Fault {
     }
 }
 
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.round, self.order())
+    }
+}
+
 type Case = fn(&Stage, &Fault) -> Result<Outcome, String>;
 
 /// Every kind of write of these rounds with each of its errors.
@@ -170,7 +176,7 @@ fn run(stage: &Stage, mut matrix: Vec<Fault>, sample: usize, case: Case) {
     let all = requirements::runs(1) > 1;
     let mut random = StdRng::seed_from_u64(requirements::seed());
     if let Ok(only) = std::env::var("MARENGO_ONLY") {
-        matrix.retain(|fault| fault.order().contains(&only));
+        matrix.retain(|fault| fault.to_string().contains(&only));
     }
     let total = matrix.len();
     if !all {
@@ -188,7 +194,7 @@ fn run(stage: &Stage, mut matrix: Vec<Fault>, sample: usize, case: Case) {
                 refused += usize::from(outcome.refused);
             }
             Err(why) => {
-                let why = format!("{}: {}: {why}", fault.round, fault.order());
+                let why = format!("{fault}: {why}");
                 eprintln!("WRONG {why}");
                 wrong.push(why);
             }
