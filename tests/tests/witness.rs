@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends with a panic")]
 
 use std::{
+    io::Write as _,
     net::IpAddr,
     thread,
     time::{Duration, Instant},
@@ -176,7 +177,7 @@ fn without_the_second_witness_a_fault_of_gossip_costs_packets() {
 #[test]
 fn a_link_that_is_cut_while_its_peer_is_held_is_off_the_maps_in_time() {
     require_root!();
-    for (args, limit) in [(&[][..], 6)] {
+    for (args, limit) in [(&[][..], 6), (&["--profile", "fast"], 1)] {
         let mesh = Mesh::new(3);
         mesh.start_all(args);
         let (one, two) = (mesh.node(1), mesh.node(2));
@@ -191,7 +192,7 @@ fn a_link_that_is_cut_while_its_peer_is_held_is_off_the_maps_in_time() {
             maps.lacks(IpAddr::V4(two.underlay()))
         });
 
-        eprintln_took("cut while held", args, took);
+        tell("cut while held", args, took);
         assert_eq!(maps.flood_list().len(), 1);
         assert!(one.log().contains("neither gossip nor the tunnel hears a peer"));
     }
@@ -200,7 +201,7 @@ fn a_link_that_is_cut_while_its_peer_is_held_is_off_the_maps_in_time() {
 #[test]
 fn a_link_that_is_cut_is_off_the_maps_in_time() {
     require_root!();
-    for (args, limit) in [(&[][..], 6)] {
+    for (args, limit) in [(&[][..], 6), (&["--profile", "fast"], 1)] {
         let mesh = Mesh::new(4);
         mesh.start_all(args);
         let others: Vec<_> = mesh.nodes().filter(|node| node.name() != "node-2").collect();
@@ -211,17 +212,17 @@ fn a_link_that_is_cut_is_off_the_maps_in_time() {
             let took = wait::until("it is off all maps", Duration::from_secs(limit), || {
                 maps.iter().all(|maps| maps.lacks(IpAddr::V4(two.underlay())))
             });
-            eprintln_took("cut", args, took);
+            tell("cut", args, took);
             two.restore_link();
             mesh.wait_converged();
         }
     }
 }
 
-fn eprintln_took(what: &str, args: &[&str], took: Duration) {
-    use std::io::Write as _;
-    // Past libtest's capture: the numbers belong into every run's output.
-    writeln!(std::io::stderr(), "{what} {args:?}: off the maps after {took:.2?}").unwrap();
+/// Past libtest's capture: the numbers belong into every run's output.
+fn tell(what: &str, args: &[&str], took: Duration) {
+    let mut out = std::io::stderr().lock();
+    writeln!(out, "{what} {args:?}: off the maps after {took:.2?}").unwrap();
 }
 
 /// Another machine at a dead one's address sends and answers from there, and is no witness for it.
