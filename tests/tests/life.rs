@@ -266,7 +266,9 @@ fn start_that_does_not_adopt_loses_packets() {
     let probe = pair.probe();
     std::thread::sleep(Duration::from_millis(200));
     pair.one().kill();
-    pair.start_again(&["--without", "adoption"]);
+    // And waits to be found.
+    pair.one().start(&["--without", "adoption,remember"]);
+    pair.mesh.wait_converged();
     std::thread::sleep(Duration::from_millis(500));
 
     let outcome = probe.finish();
