@@ -96,9 +96,14 @@ fn filters_deleted_at_random_moments_are_back_within_a_second() {
     let node = mesh.node(1);
     let script = Script::run(node, &format!("tc filter del dev {DEVICE} egress"));
     node.wait_until("it says who it is", Duration::from_secs(10), |view| {
-        let fight = &view.status()["fights"][0];
-        fight["object"] == "program at tc egress of the device"
-            && fight["suspect"].as_str().is_some_and(|suspect| suspect.starts_with("tc (run by sh"))
+        let status = view.status();
+        status["fights"].as_array().is_some_and(|fights| {
+            fights.iter().any(|fight| {
+                let suspect = fight["suspect"].as_str().unwrap_or_default();
+                fight["object"] == "program at tc egress of the device"
+                    && suspect.starts_with("tc (run by sh")
+            })
+        })
     });
     drop(script);
 }
