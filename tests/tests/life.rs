@@ -256,25 +256,40 @@ fn panic_in_any_task_ends_the_daemon_and_costs_no_packet() {
     }
 }
 
-/// The control: a start that takes nothing over makes maps of its own, and loses packets.
-#[test]
-fn start_that_does_not_adopt_loses_packets() {
-    require_root!();
+/// Kills node 1 and starts it again while no daemon answers it. What it does not take over it does not
+/// have.
+fn start_among_the_silent(args: &[&str]) -> (Outcome, bool) {
     let pair = Pair::running(&[]);
-    let before = objects(pair.one());
-
+    let (one, two) = (pair.one(), pair.mesh.node(2));
+    let before = objects(one);
     let probe = pair.probe();
     std::thread::sleep(Duration::from_millis(200));
-    pair.one().kill();
-    // And waits to be found.
-    pair.one().start(&["--without", "adoption,remember"]);
+    two.signal(Signal::SIGSTOP);
+    one.kill();
+    one.start(&[&["-j", &two.seed()], args].concat());
+    std::thread::sleep(Duration::from_millis(300));
+    two.signal(Signal::SIGCONT);
     pair.mesh.wait_converged();
-    std::thread::sleep(Duration::from_millis(500));
+    (probe.finish(), objects(one) == before)
+}
 
-    let outcome = probe.finish();
-    eprintln!("{} of {} lost", outcome.lost, outcome.sent);
-    assert!(outcome.lost > 0, "{outcome:?}");
-    assert_ne!(objects(pair.one()), before);
+#[test]
+fn start_that_nobody_answers_forwards_to_those_it_takes_over() {
+    require_root!();
+    let (outcome, same) = start_among_the_silent(&[]);
+
+    expect_no_loss(&outcome);
+    assert!(same, "maps, links or device are others");
+}
+
+/// The control.
+#[test]
+fn without_adoption_it_loses_packets() {
+    require_root!();
+    let (outcome, same) = start_among_the_silent(&["--without", "adoption"]);
+
+    assert!(outcome.lost > 100, "{outcome:?}");
+    assert!(!same);
 }
 
 #[test]
