@@ -1,7 +1,5 @@
 //! The next version takes over what the former one left running, whatever its maps look like.
 
-#![expect(clippy::unwrap_used, reason = "a test ends with a panic")]
-
 use std::collections::BTreeMap;
 
 use aya::maps::{Array, Map, MapData};
@@ -70,6 +68,9 @@ fn stations(node: &Node) -> BTreeMap<String, (Value, Value)> {
         .collect()
 }
 
+/// Pin, name, kind, bytes of a key and of a value, room, and an entry.
+type Shape<'a> = (&'a str, &'a str, &'a str, usize, usize, &'a str, Option<(&'a [u8], &'a [u8])>);
+
 /// The maps of layout 1, as 0.1 made them, with one peer and one station.
 #[test]
 fn maps_of_the_layout_before_are_read() {
@@ -78,12 +79,12 @@ fn maps_of_the_layout_before_are_read() {
     let one = mesh.node(1);
     let vtep = mesh.node(2).underlay().octets();
     one.kill();
-    std::fs::read_dir(one.pins()).unwrap().for_each(|entry| {
+    for entry in std::fs::read_dir(one.pins()).unwrap() {
         let entry = entry.unwrap();
         if !entry.file_name().to_string_lossy().contains("gress") {
             std::fs::remove_file(entry.path()).unwrap();
         }
-    });
+    }
     let vtep16: Vec<u8> = vtep.into_iter().chain([0; 12]).collect();
     let bytes = |parts: &[&[u8]]| parts.concat();
     let own = one.underlay().octets();
@@ -102,7 +103,7 @@ fn maps_of_the_layout_before_are_read() {
     let three = 3_u32.to_ne_bytes().to_vec();
     let chunk = bytes(&[&three, &[0; 60]]);
     let zero = 0_u32.to_ne_bytes().to_vec();
-    let maps: [(&str, &str, &str, usize, usize, &str, Option<(&[u8], &[u8])>); 7] = [
+    let maps: [Shape<'_>; 7] = [
         ("peers", "marengo_peers", "hash", 4, 24, "1024", Some((&three, &peer))),
         (
             "vteps",
