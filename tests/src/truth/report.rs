@@ -56,10 +56,11 @@ impl Violation {
         tell(&mut details, finding, history, model, hosts)
             .expect("text can be written to a string");
         let Plan { seed, events, .. } = plan;
+        let test = std::thread::current().name().unwrap_or_default().to_owned();
         write!(
             details,
             "  again: MARENGO_SEED={seed} MARENGO_EVENTS={events} cargo test -p marengo-tests \
-             --test truth -- no_entry --test-threads=1 --nocapture"
+             --test truth -- {test} --nocapture"
         )
         .expect("text can be written to a string");
         Self { event, host: finding.host, station: finding.station, summary, details }
