@@ -54,8 +54,10 @@ pub(crate) enum Event {
     Stop(HostNumber),
     /// SIGCONT.
     Resume(HostNumber),
-    /// A host gets another address in the underlay.
+    /// A host gets another address in the underlay, and its daemon follows.
     Renumber(HostNumber),
+    /// A daemon leaves, its host gets another address, and the daemon is started again.
+    Readdress(HostNumber),
 }
 
 impl Event {
@@ -74,7 +76,8 @@ impl Event {
             | Self::Replace(host)
             | Self::Stop(host)
             | Self::Resume(host)
-            | Self::Renumber(host) => Some(host),
+            | Self::Renumber(host)
+            | Self::Readdress(host) => Some(host),
         }
     }
 
@@ -109,6 +112,7 @@ impl Event {
             Self::Stop(_) => "SIGSTOP",
             Self::Resume(_) => "SIGCONT",
             Self::Renumber(_) => "renumber",
+            Self::Readdress(_) => "restart with another address",
         }
     }
 }
@@ -179,6 +183,7 @@ pub(crate) fn choose(
             (2, Event::Replace(host)),
             (7, Event::Stop(host)),
             (3, Event::Renumber(host)),
+            (1, Event::Readdress(host)),
         ]);
     }
     choices.extend(in_state(State::Orphaned).map(|host| (3, Event::Adopt(host.number))));

@@ -58,6 +58,8 @@ pub(crate) struct Host<'a> {
     pub(crate) launched_at: usize,
     ready: bool,
     tended_since: Option<Instant>,
+    /// Since when its daemon does nothing, or did nothing before it was started again.
+    rested_since: Option<Instant>,
     adopted: bool,
     /// What comes from the bridge to the stations.
     port: Tap,
@@ -91,6 +93,7 @@ impl<'a> Host<'a> {
             launched_at: 0,
             ready: false,
             tended_since: None,
+            rested_since: None,
             adopted: false,
             port: Tap::open(namespace, OUTER),
             underlay: Tap::underlay(namespace, "eth0"),
@@ -177,6 +180,11 @@ impl<'a> Host<'a> {
         self.tables = Tables::open(self.node.pins());
         assert!(self.tables.is_some(), "{} answers and has no maps", self.node.name());
         true
+    }
+
+    /// Since when the daemon that answers now had rested.
+    pub(crate) fn take_rest(&mut self) -> Option<Instant> {
+        self.rested_since.take()
     }
 
     /// Waits until the daemon answers, if it was started.
@@ -312,6 +320,7 @@ impl<'a> Host<'a> {
     fn rest(&mut self, state: State) {
         self.state = state;
         self.tended_since = None;
+        self.rested_since = Some(Instant::now());
         self.ready = false;
     }
 }

@@ -99,6 +99,8 @@ pub(crate) struct Model {
     pub(crate) planes: Vec<DataPlane>,
     pub(crate) stations: Vec<Station>,
     hosts: usize,
+    /// Daemons that were stopped for a while: from when, and until when.
+    sleeps: Vec<(Instant, Instant)>,
     /// How long a node may send to a data plane that is gone.
     pub(crate) bound: Duration,
 }
@@ -130,7 +132,7 @@ impl Model {
             moved_at: None,
             heard: vec![Heard::default(); hosts],
         });
-        Self { planes: Vec::new(), stations: stations.collect(), hosts, bound }
+        Self { planes: Vec::new(), stations: stations.collect(), hosts, sleeps: Vec::new(), bound }
     }
 
     pub(crate) fn station(&self, number: StationNumber) -> &Station {
@@ -227,6 +229,39 @@ impl Model {
         }
     }
 
+    /// A host has another address, and its data plane follows.
+    pub(crate) fn renumber(&mut self, host: HostNumber, address: Ipv4Addr, now: Instant) {
+        if let Some(plane) = self.plane_of(host) {
+            let plane = &mut self.planes[plane];
+            plane.former_address = Some((plane.address, now));
+            plane.address = address;
+        }
+    }
+
+    /// A host's daemon runs again that has rested: if it had not followed the host to another address,
+    /// it can now.
+    pub(crate) fn tended_again(&mut self, host: HostNumber, rested: Instant, now: Instant) {
+        let bound = self.bound;
+        let Some(plane) = self.plane_of(host) else { return };
+        if let Some((_, when)) = &mut self.planes[plane].former_address
+            && rested < *when + bound
+        {
+            *when = now;
+        }
+    }
+
+    /// A daemon wakes up that has been stopped since.
+    pub(crate) fn woke(&mut self, since: Instant, now: Instant) {
+        self.sleeps.push((since, now));
+    }
+
+    /// Who slept while something happened tells of what was before, and nodes that came meanwhile must
+    /// believe it until they have found out.
+    fn last_told(&self, event: Instant) -> Instant {
+        let through = self.sleeps.iter().filter(|(since, until)| *since <= event && event < *until);
+        through.map(|(_, until)| *until).max().unwrap_or(event)
+    }
+
     /// Until when an observer may believe in what was gone or changed at `event`; `None`: for as long as
     /// nobody tends its maps.
     pub(crate) fn deadline(&self, observer: Observer, event: Instant) -> Option<Instant> {
@@ -306,16 +341,18 @@ impl Model {
     pub(crate) fn judge_slot(&self, observer: Observer, target: Target, now: Instant) -> Judgement {
         let mut worst = None;
         for plane in self.targets(target) {
-            match plane.died {
-                None => return Judgement::Right,
-                Some(died) => match self.deadline(observer, died) {
-                    Some(deadline) if now > deadline => {
-                        let gone = now.saturating_duration_since(died);
-                        let text = format!("it is kept for {plane}, which is gone since {gone:?}");
-                        worst = worst.or(Some(Judgement::Wrong(text)));
-                    }
-                    _ => return Judgement::Late,
-                },
+            let (event, what) = match (plane.died, plane.former_address) {
+                (Some(died), _) => (died, "gone"),
+                (None, Some((_, when))) if target.address != plane.address => (when, "elsewhere"),
+                (None, _) => return Judgement::Right,
+            };
+            match self.deadline(observer, self.last_told(event)) {
+                Some(deadline) if now > deadline => {
+                    let ago = now.saturating_duration_since(event);
+                    let text = format!("it is kept for {plane}, which is {what} since {ago:?}");
+                    worst = worst.or(Some(Judgement::Wrong(text)));
+                }
+                _ => return Judgement::Late,
             }
         }
         worst.unwrap_or_else(|| Judgement::Wrong("it is kept for nobody's data plane".to_owned()))
@@ -329,7 +366,9 @@ impl Model {
         now: Instant,
     ) -> Option<Duration> {
         let since = observer.tended_since?;
-        let died = self.targets(target).find_map(|plane| plane.died)?;
+        let died = self
+            .targets(target)
+            .find_map(|plane| plane.died.or_else(|| plane.former_address.map(|(_, when)| when)))?;
         let adopted = if observer.adopted { ADOPTED_KEEP } else { Duration::ZERO };
         Some(now.saturating_duration_since(died.max(since + adopted)))
     }

@@ -198,8 +198,13 @@ impl<'a> Run<'a> {
                 self.launch(host, number);
             }
             Event::Stop(host) => self.hosts[host].stop(),
-            Event::Resume(host) => self.hosts[host].resume(),
+            Event::Resume(host) => self.resume(host),
             Event::Renumber(host) => {
+                self.hosts[host].renumber();
+                let address = self.hosts[host].address();
+                self.model.renumber(host, address, Instant::now());
+            }
+            Event::Readdress(host) => {
                 self.leave(host);
                 self.hosts[host].renumber();
                 self.launch(host, number);
@@ -214,7 +219,7 @@ impl<'a> Run<'a> {
         let target = if let Event::Start { host, .. } = event { Some(host) } else { None };
         for host in [event.host(), silent_at, target].into_iter().flatten() {
             if self.hosts[host].wait_ready() {
-                self.settle_resident(host);
+                self.is_ready(host);
             }
         }
     }
@@ -248,6 +253,15 @@ impl<'a> Run<'a> {
         self.hosts[host].launch(&seeds, &self.plan.args, number);
     }
 
+    fn resume(&mut self, host: HostNumber) {
+        self.hosts[host].resume();
+        if let Some(since) = self.hosts[host].take_rest() {
+            let now = Instant::now();
+            self.model.woke(since, now);
+            self.model.tended_again(host, since, now);
+        }
+    }
+
     fn leave(&mut self, host: HostNumber) {
         self.hosts[host].leave();
         self.model.end_plane(host, Instant::now());
@@ -269,7 +283,11 @@ impl<'a> Run<'a> {
         self.send_from_everywhere(number, station);
     }
 
-    fn settle_resident(&mut self, host: HostNumber) {
+    /// A daemon that was started answers.
+    fn is_ready(&mut self, host: HostNumber) {
+        if let Some(since) = self.hosts[host].take_rest() {
+            self.model.tended_again(host, since, Instant::now());
+        }
         let (station, home) = (Self::resident(host), self.home(host));
         if self.model.station(station).home() != Some(home) {
             self.model.settle(station, home, Instant::now());
@@ -325,7 +343,7 @@ impl<'a> Run<'a> {
     fn check(&mut self) {
         for host in 0..self.hosts.len() {
             if self.hosts[host].poll_ready() {
-                self.settle_resident(host);
+                self.is_ready(host);
             }
         }
         self.drain();
@@ -366,7 +384,7 @@ impl<'a> Run<'a> {
         for host in 0..self.hosts.len() {
             match self.hosts[host].state {
                 State::Up => {}
-                State::Stopped => self.hosts[host].resume(),
+                State::Stopped => self.resume(host),
                 State::Orphaned | State::Left => self.launch(host, number),
                 State::Off => {
                     self.hosts[host].power_on();
