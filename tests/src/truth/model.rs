@@ -32,7 +32,7 @@ pub(crate) struct DataPlane {
     pub(crate) id: Option<u64>,
     pub(crate) address: Ipv4Addr,
     /// Where it was before, and until when.
-    pub(crate) former_address: Option<(Ipv4Addr, Instant)>,
+    pub(crate) former: Vec<(Ipv4Addr, Instant)>,
     pub(crate) died: Option<Instant>,
 }
 
@@ -119,6 +119,17 @@ impl Station {
     /// The home of an epoch.
     pub(crate) fn home_in(&self, epoch: u32) -> Option<Home> {
         self.homes.get((epoch as usize).checked_sub(1)?).copied()
+    }
+}
+
+impl DataPlane {
+    /// When it left an address: `None` if it never had that one, `Some(None)` if it has it.
+    fn left(&self, address: IpAddr) -> Option<Option<Instant>> {
+        if address == self.address {
+            return Some(None);
+        }
+        let found = self.former.iter().rev().find(|(former, _)| address == *former);
+        found.map(|(_, when)| Some(*when))
     }
 }
 
@@ -233,7 +244,7 @@ impl Model {
     pub(crate) fn renumber(&mut self, host: HostNumber, address: Ipv4Addr, now: Instant) {
         if let Some(plane) = self.plane_of(host) {
             let plane = &mut self.planes[plane];
-            plane.former_address = Some((plane.address, now));
+            plane.former.push((plane.address, now));
             plane.address = address;
         }
     }
@@ -243,7 +254,7 @@ impl Model {
     pub(crate) fn tended_again(&mut self, host: HostNumber, rested: Instant, now: Instant) {
         let bound = self.bound;
         let Some(plane) = self.plane_of(host) else { return };
-        if let Some((_, when)) = &mut self.planes[plane].former_address
+        if let Some((_, when)) = self.planes[plane].former.last_mut()
             && rested < *when + bound
         {
             *when = now;
@@ -274,10 +285,7 @@ impl Model {
     fn targets(&self, target: Target) -> impl Iterator<Item = &DataPlane> {
         self.planes.iter().rev().filter(move |plane| match target.id {
             Some(id) => plane.id == Some(id),
-            None => {
-                target.address == plane.address
-                    || plane.former_address.is_some_and(|(former, _)| target.address == former)
-            }
+            None => plane.left(target.address).is_some(),
         })
     }
 
@@ -303,17 +311,18 @@ impl Model {
         let mut worst = None;
         // A frame names its sender by nothing but an address: until a node has heard of a new data
         // plane at the address of a dead one, it takes the one for the other.
-        let succeeded = |plane: &DataPlane| {
-            let at_its_address = |other: &&DataPlane| other.address == plane.address;
-            plane.died.is_some() && self.planes.iter().filter(at_its_address).any(owns)
+        let heir_of = |plane: &DataPlane| {
+            let left = |other: &DataPlane| other.left(target.address).filter(|_| owns(other));
+            plane.died.and_then(|_| self.planes.iter().filter_map(left).max())
         };
         for plane in self.targets(target) {
-            let judgement = if !owns(plane) && !succeeded(plane) {
+            let heir = heir_of(plane);
+            let judgement = if !owns(plane) && heir.is_none() {
                 Judgement::Wrong(format!(
                     "it points to {plane}, where the station is not (epoch {heard} was heard)"
                 ))
             } else if let Some(died) = plane.died {
-                if late(died) {
+                if late(died) || heir.flatten().is_some_and(late) {
                     Judgement::Late
                 } else {
                     Judgement::Wrong(format!(
@@ -324,8 +333,8 @@ impl Model {
             } else if target.address == plane.address {
                 Judgement::Right
             } else {
-                match plane.former_address {
-                    Some((_, when)) if late(when) => Judgement::Late,
+                match plane.left(target.address).flatten() {
+                    Some(when) if late(when) => Judgement::Late,
                     _ => Judgement::Wrong(format!("it points to {plane}, at another address")),
                 }
             };
@@ -341,10 +350,10 @@ impl Model {
     pub(crate) fn judge_slot(&self, observer: Observer, target: Target, now: Instant) -> Judgement {
         let mut worst = None;
         for plane in self.targets(target) {
-            let (event, what) = match (plane.died, plane.former_address) {
+            let (event, what) = match (plane.died, plane.left(target.address).flatten()) {
                 (Some(died), _) => (died, "gone"),
-                (None, Some((_, when))) if target.address != plane.address => (when, "elsewhere"),
-                (None, _) => return Judgement::Right,
+                (None, Some(when)) => (when, "elsewhere"),
+                (None, None) => return Judgement::Right,
             };
             match self.deadline(observer, self.last_told(event)) {
                 Some(deadline) if now > deadline => {
@@ -368,7 +377,7 @@ impl Model {
         let since = observer.tended_since?;
         let died = self
             .targets(target)
-            .find_map(|plane| plane.died.or_else(|| plane.former_address.map(|(_, when)| when)))?;
+            .find_map(|plane| plane.died.or_else(|| plane.left(target.address).flatten()))?;
         let adopted = if observer.adopted { ADOPTED_KEEP } else { Duration::ZERO };
         Some(now.saturating_duration_since(died.max(since + adopted)))
     }
@@ -487,7 +496,7 @@ mod tests {
                 boot: 1,
                 id: Some(host as u64 + 1),
                 address: address(host),
-                former_address: None,
+                former: Vec::new(),
                 died: None,
             })
             .collect();

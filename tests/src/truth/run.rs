@@ -239,7 +239,7 @@ impl<'a> Run<'a> {
                 boot: self.hosts[host].boot,
                 id: None,
                 address: self.hosts[host].address(),
-                former_address: None,
+                former: Vec::new(),
                 died: None,
             });
         }
