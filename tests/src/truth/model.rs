@@ -101,6 +101,8 @@ pub(crate) struct Model {
     hosts: usize,
     /// Daemons that were stopped for a while: from when, and until when.
     sleeps: Vec<(Instant, Instant)>,
+    /// When the machine did not even let the checker look for a while, and for how long.
+    stalls: Vec<(Instant, Duration)>,
     /// How long a node may send to a data plane that is gone.
     pub(crate) bound: Duration,
 }
@@ -143,7 +145,14 @@ impl Model {
             moved_at: None,
             heard: vec![Heard::default(); hosts],
         });
-        Self { planes: Vec::new(), stations: stations.collect(), hosts, sleeps: Vec::new(), bound }
+        Self {
+            planes: Vec::new(),
+            stations: stations.collect(),
+            hosts,
+            sleeps: Vec::new(),
+            stalls: Vec::new(),
+            bound,
+        }
     }
 
     pub(crate) fn station(&self, number: StationNumber) -> &Station {
@@ -261,6 +270,16 @@ impl Model {
         }
     }
 
+    /// Nobody could look for so long: no daemon could work either.
+    pub(crate) fn stalled(&mut self, stall: Duration, now: Instant) {
+        self.stalls.push((now, stall));
+    }
+
+    /// How long the machine has stalled in all.
+    pub(crate) fn stalled_for(&self) -> Duration {
+        self.stalls.iter().map(|(_, stall)| *stall).sum()
+    }
+
     /// A daemon wakes up that has been stopped since.
     pub(crate) fn woke(&mut self, since: Instant, now: Instant) {
         self.sleeps.push((since, now));
@@ -278,7 +297,9 @@ impl Model {
     pub(crate) fn deadline(&self, observer: Observer, event: Instant) -> Option<Instant> {
         let since = observer.tended_since?;
         let adopted = if observer.adopted { ADOPTED_KEEP } else { Duration::ZERO };
-        Some((event + self.bound).max(since + adopted + self.bound))
+        let start = event.max(since + adopted);
+        let stalls = self.stalls.iter().filter(|(until, _)| *until > start);
+        Some(start + self.bound + stalls.map(|(_, stall)| *stall).sum::<Duration>())
     }
 
     /// The data planes that a target may be: the one that it names, else all that ever had its address.

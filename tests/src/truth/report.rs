@@ -37,6 +37,8 @@ pub struct Report {
     pub kinds: BTreeMap<&'static str, (usize, Duration)>,
     pub frames: Frames,
     pub checks: Checks,
+    /// For so long the machine was too busy to look at all.
+    pub stalled: Duration,
     pub violations: Vec<Violation>,
 }
 
@@ -128,7 +130,7 @@ impl fmt::Display for Violation {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, events, took, kinds, frames, checks, violations } = self;
+        let Self { seed, events, took, kinds, frames, checks, stalled, violations } = self;
         let seconds = took.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let rate = *events as f64 / seconds;
@@ -141,13 +143,14 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "  {} rounds of checks, {:.1} s: {} live entries judged, {} of them late within the \
-             bound, {} of no station; a dead peer's slot was kept for {:.1} s at most",
+             bound, {} of no station; a dead peer's slot was kept for {:.1} s at most; the machine stalled for {:.1} s",
             checks.rounds,
             checks.took.as_secs_f64(),
             checks.entries,
             checks.late,
             checks.unknown,
-            checks.longest_kept.as_secs_f64()
+            checks.longest_kept.as_secs_f64(),
+            stalled.as_secs_f64()
         )?;
         writeln!(
             f,

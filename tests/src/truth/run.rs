@@ -27,6 +27,9 @@ const MUSTER_EVERY: usize = 1000;
 /// How long it may take until every daemon that was started again is everybody's peer.
 const HEAL_LIMIT: Duration = Duration::from_mins(1);
 
+/// No event takes so long on a machine that has time for it.
+const STALL: Duration = Duration::from_millis(1500);
+
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -61,6 +64,8 @@ pub(crate) struct Run<'a> {
     kinds: BTreeMap<&'static str, (usize, Duration)>,
     violations: Vec<Violation>,
     start: Instant,
+    /// When everything was looked at last.
+    looked_at: Option<Instant>,
 }
 
 /// Runs a plan on a mesh whose daemons do not run yet.
@@ -114,6 +119,7 @@ impl<'a> Run<'a> {
             kinds: BTreeMap::new(),
             violations: Vec::new(),
             start: Instant::now(),
+            looked_at: None,
             plan,
         }
     }
@@ -341,6 +347,12 @@ impl<'a> Run<'a> {
 
     /// Looks at everything once.
     fn check(&mut self) {
+        let now = Instant::now();
+        let gap = self.looked_at.map_or(Duration::ZERO, |before| now - before);
+        if gap > STALL {
+            self.model.stalled(gap, now);
+        }
+        self.looked_at = Some(now);
         for host in 0..self.hosts.len() {
             if self.hosts[host].poll_ready() {
                 self.is_ready(host);
@@ -461,6 +473,7 @@ impl<'a> Run<'a> {
             kinds: self.kinds.clone(),
             frames: self.traffic.frames,
             checks: self.checks,
+            stalled: self.model.stalled_for(),
             violations: self.violations.clone(),
         }
     }
