@@ -125,13 +125,15 @@ impl Station {
 }
 
 impl DataPlane {
-    /// When it left an address: `None` if it never had that one, `Some(None)` if it has it.
-    fn left(&self, address: IpAddr) -> Option<Option<Instant>> {
-        if address == self.address {
-            return Some(None);
-        }
-        let found = self.former.iter().rev().find(|(former, _)| address == *former);
-        found.map(|(_, when)| Some(*when))
+    /// Whether it has an address, or had it.
+    fn had(&self, address: IpAddr) -> bool {
+        address == self.address || self.left(address).is_some()
+    }
+
+    /// When it left an address that it had.
+    fn left(&self, address: IpAddr) -> Option<Instant> {
+        let mut former = self.former.iter().rev().filter(|(former, _)| address == *former);
+        former.next().filter(|_| address != self.address).map(|(_, when)| *when)
     }
 }
 
@@ -306,7 +308,7 @@ impl Model {
     fn targets(&self, target: Target) -> impl Iterator<Item = &DataPlane> {
         self.planes.iter().rev().filter(move |plane| match target.id {
             Some(id) => plane.id == Some(id),
-            None => plane.left(target.address).is_some(),
+            None => plane.had(target.address),
         })
     }
 
@@ -332,18 +334,18 @@ impl Model {
         let mut worst = None;
         // A frame names its sender by nothing but an address: until a node has heard of a new data
         // plane at the address of a dead one, it takes the one for the other.
-        let heir_of = |plane: &DataPlane| {
-            let left = |other: &DataPlane| other.left(target.address).filter(|_| owns(other));
-            plane.died.and_then(|_| self.planes.iter().filter_map(left).max())
+        let heirs = |plane: &DataPlane| {
+            let died = plane.died.is_some();
+            self.planes.iter().filter(move |other| died && other.had(target.address) && owns(other))
         };
         for plane in self.targets(target) {
-            let heir = heir_of(plane);
-            let judgement = if !owns(plane) && heir.is_none() {
+            let judgement = if !owns(plane) && heirs(plane).next().is_none() {
                 Judgement::Wrong(format!(
                     "it points to {plane}, where the station is not (epoch {heard} was heard)"
                 ))
             } else if let Some(died) = plane.died {
-                if late(died) || heir.flatten().is_some_and(late) {
+                if late(died) || heirs(plane).filter_map(|heir| heir.left(target.address)).any(late)
+                {
                     Judgement::Late
                 } else {
                     Judgement::Wrong(format!(
@@ -354,7 +356,7 @@ impl Model {
             } else if target.address == plane.address {
                 Judgement::Right
             } else {
-                match plane.left(target.address).flatten() {
+                match plane.left(target.address) {
                     Some(when) if late(when) => Judgement::Late,
                     _ => Judgement::Wrong(format!("it points to {plane}, at another address")),
                 }
@@ -371,7 +373,7 @@ impl Model {
     pub(crate) fn judge_slot(&self, observer: Observer, target: Target, now: Instant) -> Judgement {
         let mut worst = None;
         for plane in self.targets(target) {
-            let (event, what) = match (plane.died, plane.left(target.address).flatten()) {
+            let (event, what) = match (plane.died, plane.left(target.address)) {
                 (Some(died), _) => (died, "gone"),
                 (None, Some(when)) => (when, "elsewhere"),
                 (None, None) => return Judgement::Right,
@@ -398,7 +400,7 @@ impl Model {
         let since = observer.tended_since?;
         let died = self
             .targets(target)
-            .find_map(|plane| plane.died.or_else(|| plane.left(target.address).flatten()))?;
+            .find_map(|plane| plane.died.or_else(|| plane.left(target.address)))?;
         let adopted = if observer.adopted { ADOPTED_KEEP } else { Duration::ZERO };
         Some(now.saturating_duration_since(died.max(since + adopted)))
     }
