@@ -301,7 +301,11 @@ impl Node {
     /// Stops the daemon if it runs; one that has ended by itself, or was never started, is none.
     pub fn end(&self) {
         if self.is_running() {
-            self.stop();
+            self.signal(Signal::SIGTERM);
+            // A start is not broken off, and may wait for a busy kernel.
+            if self.try_wait_ended(Duration::from_secs(30)).is_none() {
+                self.kill();
+            }
         }
         *self.process() = None;
     }

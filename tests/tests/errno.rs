@@ -216,6 +216,7 @@ fn writes_of(stage: &Stage, round: Round) -> Vec<String> {
     if round == Round::Stop {
         stage.node().wait_ended(Duration::from_secs(10));
     } else {
+        stage.node().wait_answers();
         thread::sleep(Duration::from_millis(1500));
     }
     let writes = saboteur.writes();
