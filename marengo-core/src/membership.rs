@@ -134,6 +134,8 @@ pub struct Membership {
     unanswered: Option<Unanswered>,
     inquiries: Inquiries,
     health: Health,
+    /// When news are told next; `None` while there are none.
+    gossip_at: Option<Instant>,
     seeds: Seeds,
     questions: Questions,
     lost_at: Option<Instant>,
@@ -209,6 +211,7 @@ impl Membership {
             unanswered: None,
             inquiries: Inquiries::default(),
             health: Health::new(now),
+            gossip_at: None,
             seeds: Seeds::default(),
             questions: Questions::default(),
             lost_at: None,
@@ -275,6 +278,7 @@ impl Membership {
             drive::note(self.foca.handle_timer(timer, &mut self.outbox));
             self.drain(now, None);
         }
+        self.tell_news(now);
         self.ping_again(now);
         self.tell_address(now);
         self.end_restarts(now);
@@ -327,6 +331,7 @@ impl Membership {
             self.restarting.next_deadline(),
             self.unanswered.as_ref().map(Unanswered::next_deadline),
             self.inquiries.next_deadline(),
+            self.gossip_at,
         ];
         optional.into_iter().flatten().chain([self.sync_at, self.tidy_at]).min()
     }

@@ -169,7 +169,7 @@ pub(crate) struct ServerArgs {
     /// small clusters on networks that lose next to nothing [default: default]
     #[arg(long, env = "MARENGO_PROFILE", value_name = "NAME")]
     pub profile: Option<Profile>,
-    /// Time between the first doubt about a member and its removal [default: 3s, or 350ms with
+    /// Time between the first doubt about a member and its removal [default: 3s, or 300ms with
     /// --profile fast]
     #[arg(long, env = "MARENGO_NODE_TIMEOUT", value_name = "TIME")]
     pub node_timeout: Option<Interval>,

@@ -40,7 +40,7 @@ impl Profile {
     pub const fn node_timeout(self) -> Duration {
         match self {
             Self::Default => Duration::from_secs(3),
-            Self::Fast => Duration::from_millis(350),
+            Self::Fast => Duration::from_millis(300),
         }
     }
 
@@ -89,7 +89,7 @@ pub(super) struct Pace {
     /// How long foca waits for the answer to a ping before it asks others to try.
     pub(super) probe_rtt: Duration,
     /// How often news are told, while there are any.
-    gossip: Duration,
+    pub(super) gossip: Duration,
     /// Lateness from which on the process counts as having been stopped.
     pub(super) stall: Duration,
     /// Lateness from which on the process counts as starved.
@@ -160,7 +160,8 @@ impl MembershipConfig {
             periodic_announce_to_down_members: self
                 .has(Control::Rejoin)
                 .then(|| every(Duration::from_secs(5), 2)),
-            periodic_gossip: Some(every(pace.gossip, 3)),
+            // Driven from outside, while there is something to tell: an idle node sleeps longer.
+            periodic_gossip: None,
         }
     }
 }

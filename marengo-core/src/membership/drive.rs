@@ -136,6 +136,7 @@ impl Membership {
         self.top_claims(now, via);
         self.roster.clear_leaving();
         self.retire(now);
+        self.have_news(now);
 
         let roster_changed = self.roster.take_changed();
         if roster_changed {
@@ -181,6 +182,25 @@ impl Membership {
         self.inquiries.retain(|addr| suspects.contains(&addr));
         self.health.retain(|addr| suspects.contains(&addr));
         true
+    }
+
+    /// Arranges for news to be told, a moment after the first came in: others may follow it.
+    fn have_news(&mut self, now: Instant) {
+        if self.foca.updates_backlog() > 0 && self.roster.active_count() > 0 {
+            let soon = now + self.config.profile.pace().gossip / 5;
+            self.gossip_at.get_or_insert(soon);
+        } else {
+            self.gossip_at = None;
+        }
+    }
+
+    /// Tells news to some, as long as there are any.
+    pub(super) fn tell_news(&mut self, now: Instant) {
+        if self.gossip_at.is_some_and(|at| at <= now) {
+            self.gossip_at = Some(now + self.config.profile.pace().gossip);
+            note(self.foca.gossip(&mut self.outbox));
+            self.drain(now, None);
+        }
     }
 
     /// Raises the own generation above what others believe it to be.
