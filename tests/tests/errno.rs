@@ -65,7 +65,7 @@ fn every_write_of_a_start_may_fail() {
     require_root!();
     let stage = Stage::set(SABOTEUR, limit());
     let rounds = [Round::Start, Round::StartWithAdoption];
-    run(&stage, matrix(&stage, &rounds), 7, a_start);
+    run(&stage, matrix(&stage, &rounds), 6, a_start);
 }
 
 /// A fault that is over before the next write, at any of them.
@@ -78,7 +78,7 @@ fn every_write_of_a_start_may_fail_once() {
         let errno = plausible(&write)[nth % 2];
         Fault { round: Round::Start, write, errno, nth: Some(nth), answered: false }
     });
-    run(&stage, matrix.collect(), 5, a_start);
+    run(&stage, matrix.collect(), 4, a_start);
 }
 
 #[test]
@@ -92,14 +92,14 @@ fn every_write_of_a_round_may_fail() {
         Round::MtuChange,
         Round::BridgeDeleted,
     ];
-    run(&stage, matrix(&stage, &rounds), 4, a_round);
+    run(&stage, matrix(&stage, &rounds), 3, a_round);
 }
 
 #[test]
 fn every_write_of_a_stop_may_fail() {
     require_root!();
     let stage = Stage::set(SABOTEUR, limit());
-    run(&stage, matrix(&stage, &[Round::Stop]), 3, a_stop);
+    run(&stage, matrix(&stage, &[Round::Stop]), 2, a_stop);
 }
 
 fn limit() -> Duration {
