@@ -47,6 +47,8 @@ pub(crate) use self::{
 
 /// How long the kernel may take to answer. It answers within milliseconds, or the message was lost.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long an answer that may lie in the socket already is looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// How to open the kernel.
 #[derive(Clone, Debug)]
@@ -326,7 +328,12 @@ async fn answered<T>(
     what: &str,
     answer: impl Future<Output = Result<T, rtnetlink::Error>>,
 ) -> Result<Result<T, rtnetlink::Error>> {
-    tokio::time::timeout(ANSWER_WITHIN, answer)
+    let mut answer = std::pin::pin!(answer);
+    if let Ok(answered) = tokio::time::timeout(ANSWER_WITHIN, &mut answer).await {
+        return Ok(answered);
+    }
+    // Woken late, for want of a processor, nobody has looked into the socket yet.
+    tokio::time::timeout(LOOK_AGAIN, answer)
         .await
         .with_context(|| format!("the kernel did not answer within 5 s: {what}"))
 }

@@ -157,7 +157,7 @@ impl Hooks {
         let pin = self.pin(hook);
         if let Ok(pinned) = PinnedLink::from_pin(&pin) {
             let link = FdLink::from(pinned);
-            if link_ifindex(&link)? == ifindex {
+            if sys::pinned_link(&pin)?.is_some_and(|link| link.ifindex == ifindex) {
                 let link = SchedClassifierLink::try_from(link)?;
                 let id = program.attach_to_link(link)?;
                 // The pin keeps the link; only this run's handle on it goes.
@@ -176,10 +176,8 @@ impl Hooks {
 
     /// Whether the pinned link is on that interface and runs this run's program.
     fn linked(&self, bpf: &mut Bpf, hook: Hook, ifindex: u32) -> Result<bool> {
-        let Ok(pinned) = PinnedLink::from_pin(self.pin(hook)) else { return Ok(false) };
-        let link = FdLink::from(pinned);
-        let ours = bpf.program(hook)?.info()?.id();
-        Ok(link.info()?.program_id() == ours && link_ifindex(&link)? == ifindex)
+        let Some(link) = sys::pinned_link(&self.pin(hook))? else { return Ok(false) };
+        Ok(link.program_id == bpf.program_id(hook)? && link.ifindex == ifindex)
     }
 
     fn pin(&self, hook: Hook) -> PathBuf {
@@ -234,21 +232,6 @@ fn attach_filter(program: &mut SchedClassifier, hook: Hook, name: &IfName) -> Re
     #[expect(clippy::mem_forget, reason = "see above")]
     std::mem::forget(program.take_link(attached)?);
     Ok(())
-}
-
-/// aya's `LinkInfo` has no interface index; the kernel's description of the descriptor has.
-fn link_ifindex(link: &FdLink) -> Result<u32> {
-    let id = link.info()?.id().to_string();
-    for entry in fs::read_dir("/proc/self/fdinfo").context("failed to read /proc/self/fdinfo")? {
-        // A descriptor may be closed while this looks.
-        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
-        let field =
-            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-        if field("link_id:") == Some(&id) {
-            return Ok(field("ifindex:").and_then(|text| text.parse().ok()).unwrap_or(0));
-        }
-    }
-    Ok(0)
 }
 
 fn lacks_tcx(error: &anyhow::Error) -> bool {

@@ -1,12 +1,17 @@
-//! What of bpf(2) the BPF library does not offer: reading a whole map in one or two calls, and asking
-//! a device for its programs by number.
+//! What of bpf(2) the BPF library does not offer: reading a whole map in one or two calls, asking a
+//! device for its programs by number, and a pinned link for its device.
 
-#![expect(unsafe_code, reason = "two system calls that have no safe wrapper")]
+#![expect(unsafe_code, reason = "system calls that have no safe wrapper")]
 
 use std::{
     collections::BTreeMap,
+    ffi::CString,
     io,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
 };
 
 use aya::{
@@ -18,6 +23,8 @@ use nix::{errno::Errno, libc};
 /// Entries asked for in one call; doubled if a bucket of the map holds more.
 const BATCH: usize = 256;
 
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 
@@ -62,6 +69,65 @@ struct QueryAttr {
     revision: u64,
 }
 
+/// `union bpf_attr` of `BPF_OBJ_GET`.
+#[repr(C)]
+#[derive(Default)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// `union bpf_attr` of `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+#[derive(Default)]
+struct InfoAttr {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_link_info`, with the variant for TCX.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program_id: u32,
+    pad: u32,
+    ifindex: u32,
+    attach_type: u32,
+}
+
+/// What a pinned TCX link holds together.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct PinnedTcx {
+    pub(super) program_id: u32,
+    /// Zero once the device is gone.
+    pub(super) ifindex: u32,
+}
+
+/// What is pinned at a path, taken for a TCX link; nothing if nothing is.
+pub(super) fn pinned_link(pin: &Path) -> io::Result<Option<PinnedTcx>> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let path = path.as_ptr().expose_provenance() as u64;
+    // SAFETY: the path ends in a zero and lives until the call is over.
+    let opened = unsafe { bpf(BPF_OBJ_GET, &mut ObjectAttr { path, ..ObjectAttr::default() }) };
+    // Whatever cannot be opened holds no program of ours: it is made anew.
+    let Ok(fd) = opened else { return Ok(None) };
+    // SAFETY: the kernel has just opened it for us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut info = LinkInfo::default();
+    let mut attr = InfoAttr {
+        fd: fd.as_raw_fd().cast_unsigned(),
+        length: u32::try_from(size_of::<LinkInfo>()).unwrap_or_default(),
+        info: (&raw mut info).expose_provenance() as u64,
+    };
+    // SAFETY: `info` has room for `length` bytes.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(Some(PinnedTcx { program_id: info.program_id, ifindex: info.ifindex }))
+}
+
 /// Reads a hash map whole. Entries that come or go meanwhile may or may not be there.
 pub(super) fn entries<K: Pod + Ord, V: Pod>(
     map: &HashMap<MapData, K, V>,
@@ -96,7 +162,7 @@ pub(super) fn entries<K: Pod + Ord, V: Pod>(
                 values.resize(size, zero_value);
                 continue;
             }
-            Ok(()) | Err(Errno::ENOENT) => {
+            Ok(_) | Err(Errno::ENOENT) => {
                 all.extend(keys[..read].iter().copied().zip(values[..read].iter().copied()));
             }
             Err(error) => return Err(error.into()),
@@ -126,10 +192,11 @@ pub(super) fn programs_at(ifindex: u32, hook: TcxHook) -> io::Result<Vec<u32>> {
 /// # Safety
 ///
 /// Every pointer in `attr` must point to what the command expects there.
-unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> Result<(), Errno> {
+unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> Result<libc::c_int, Errno> {
     // SAFETY: the kernel reads and writes `size_of::<T>()` bytes of `attr`; the caller answers for
     // the pointers in it.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
-    Errno::result(result).map(|_| ())
+    // A descriptor, or zero.
+    Errno::result(result).map(|result| libc::c_int::try_from(result).unwrap_or_default())
 }

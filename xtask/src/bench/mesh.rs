@@ -13,7 +13,7 @@ use std::{
     io::{Read as _, Write as _},
     net::Ipv4Addr,
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// For how many seconds the idle daemons are watched.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     idle: u64,
+    /// The daemon to measure, in place of the one that is built here.
+    #[arg(long)]
+    daemon: Option<PathBuf>,
     /// Write the result into docs/benchmarks.md.
     #[arg(long)]
     write: bool,
@@ -58,7 +61,10 @@ impl Args {
         use setup::{IP, NSENTER, SETPRIV, TC};
         workspace::need_root("the benchmark (it makes namespaces and daemons)")?;
         setup::tools("the benchmark", &[IP, NSENTER, SETPRIV, TC])?;
-        let daemon = build::daemon(true)?;
+        let daemon = match &self.daemon {
+            Some(daemon) => daemon.clone(),
+            None => build::daemon(true)?,
+        };
         setup::bpffs()?;
 
         let mut lab = Lab::open("mesh")?;
