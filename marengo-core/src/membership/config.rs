@@ -51,14 +51,14 @@ impl Profile {
                 probe_rtt: Duration::from_millis(150),
                 gossip: Duration::from_millis(100),
                 stall: Duration::from_secs(1),
-                late: Duration::from_millis(100),
+                late: Duration::from_millis(250),
             },
             Self::Fast => Pace {
                 probe_period: Duration::from_millis(80),
                 probe_rtt: Duration::from_millis(30),
                 gossip: Duration::from_millis(25),
                 stall: Duration::from_millis(100),
-                late: Duration::from_millis(15),
+                late: Duration::from_millis(40),
             },
         }
     }

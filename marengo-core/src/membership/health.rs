@@ -20,13 +20,13 @@ use crate::{control::Control, identity::Identity};
 const WORST: u32 = 8;
 
 /// From this score on nobody is declared down without more time to think.
-const POOR: u32 = 2;
+const POOR: u32 = 4;
 
 /// How often. Whoever is really gone, a node that is well will tell of before that.
 const SPARED: u32 = 10;
 
 /// What each point of the score adds to a time, as a part of it.
-const PART: u32 = 4;
+const PART: u32 = 8;
 
 /// The score: 0 is well. It rises with each late timer and falls again with time.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Health {
                 self.score = (self.score + 1).min(WORST);
                 self.changed_at = now;
             }
-        } else if since >= pace * 10 && self.score > 0 {
+        } else if since >= pace * 3 && self.score > 0 {
             self.score -= 1;
             self.changed_at = now;
         }
@@ -105,7 +105,7 @@ impl Membership {
         let Timer::ChangeSuspectToDown { member_id, .. } = timer else { return false };
         let spares = self.health.spares(member_id.addr);
         if spares {
-            self.timers.insert(now + self.config.node_timeout, timer.clone());
+            self.timers.insert(now + self.config.node_timeout / 2, timer.clone());
         }
         spares
     }
@@ -120,7 +120,7 @@ mod tests {
     const PACE: Duration = Duration::from_millis(350);
 
     #[test]
-    fn late_timers_stretch_all_times_up_to_three_times() {
+    fn late_timers_stretch_all_times_up_to_twice() {
         let (mut now, mut health) = (start(), Health::new(start()));
         assert_eq!(health.stretch(PACE), PACE);
 
@@ -129,7 +129,7 @@ mod tests {
             health.note(now, LATE * 2, LATE, PACE);
         }
 
-        assert_eq!(health.stretch(PACE), PACE * 3);
+        assert_eq!(health.stretch(PACE), PACE * 2);
     }
 
     #[test]
@@ -141,7 +141,7 @@ mod tests {
         }
 
         for _ in 0..WORST {
-            now += PACE * 10;
+            now += PACE * 3;
             health.note(now, Duration::ZERO, LATE, PACE);
         }
 
@@ -150,13 +150,16 @@ mod tests {
 
     #[test]
     fn a_timer_that_is_late_once_spares_nobody_and_many_do_not_for_ever() {
-        let (now, mut health) = (start(), Health::new(start()));
+        let (mut now, mut health) = (start(), Health::new(start()));
         let suspect = identity(1).addr;
 
         health.note(now, LATE * 2, LATE, PACE);
         assert!(!health.spares(suspect));
 
-        health.note(now + PACE, LATE * 2, LATE, PACE);
+        for _ in 0..POOR {
+            now += PACE;
+            health.note(now, LATE * 2, LATE, PACE);
+        }
         for _ in 0..SPARED {
             assert!(health.spares(suspect));
         }
