@@ -22,15 +22,13 @@ use marengo_core::{
     state::{DesiredState, ObservedState},
     witness::WitnessConfig,
 };
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::sleep_until,
-};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use self::contest::Contest;
 use crate::{
+    alarm::Alarm,
     api::{FightView, PeerView},
     doubts::{Doubts, monotonic_ns},
     kernel::{Adopted, Kernel, Monitor, bpf::ProgramLog, monitor},
@@ -150,6 +148,7 @@ impl Converge {
         spawner: Spawner,
     ) {
         let mut seen = *monitor.borrow();
+        let mut alarm = Alarm::new();
         loop {
             let adopted_until = match self.adopted {
                 Adoption::Until(until) => Some(until),
@@ -180,7 +179,7 @@ impl Converge {
                     seen = changes;
                 }
                 Some(request) = requests.recv() => self.handle_request(request),
-                () = sleep_until(deadline.into()) => {}
+                () = alarm.ring(deadline) => {}
             }
             let now = Instant::now();
             if matches!(self.adopted, Adoption::Until(until) if until <= now) {

@@ -22,14 +22,11 @@ use marengo_core::{
     membership::{Membership, MembershipConfig, MembershipEvent, SyncMessage, SyncRefusal},
 };
 use rand::{SeedableRng as _, rngs::StdRng};
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::{Instant as TokioInstant, sleep_until},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 pub(crate) use self::socket::GossipSocket;
-use crate::{api::GossipView, config::Addresses, tasks::Spawner, values::Seed};
+use crate::{alarm::Alarm, api::GossipView, config::Addresses, tasks::Spawner, values::Seed};
 
 /// What others ask of the gossip task.
 #[derive(Debug)]
@@ -96,6 +93,7 @@ pub(crate) struct Gossip {
     unreachable: BTreeSet<SocketAddr>,
     leaving: Option<(oneshot::Sender<()>, Instant)>,
     spawner: Spawner,
+    alarm: Alarm,
 }
 
 impl Gossip {
@@ -126,6 +124,7 @@ impl Gossip {
             rejected_logged: (now, 0),
             unreachable: BTreeSet::new(),
             leaving: None,
+            alarm: Alarm::new(),
             spawner,
         };
         (gossip, request_sender, peers_receiver)
@@ -154,7 +153,7 @@ impl Gossip {
                     Some(request) => self.handle_request(request),
                     None => return,
                 },
-                () = sleep_until(deadline) => self.membership.handle_timeout(Instant::now()),
+                () = self.alarm.ring(deadline) => self.membership.handle_timeout(Instant::now()),
             }
             if let Some((_, until)) = &self.leaving
                 && *until <= Instant::now()
@@ -179,10 +178,10 @@ impl Gossip {
         }
     }
 
-    fn deadline(&self) -> TokioInstant {
+    fn deadline(&self) -> Instant {
         let far = Instant::now() + Duration::from_hours(1);
         let leaving = self.leaving.as_ref().map_or(far, |(_, until)| *until);
-        self.membership.poll_timeout().map_or(far, |deadline| deadline).min(leaving).into()
+        self.membership.poll_timeout().map_or(far, |deadline| deadline).min(leaving)
     }
 
     fn handle_datagrams(&mut self, datagrams: &[(SocketAddr, Vec<u8>)]) {

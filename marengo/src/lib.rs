@@ -3,6 +3,7 @@
 //! The decisions are in `marengo-core`; here they meet sockets, signals and the kernel.
 #![deny(unsafe_code)]
 
+mod alarm;
 pub mod api;
 mod bench;
 mod cli;
