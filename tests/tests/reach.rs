@@ -198,6 +198,8 @@ fn station_that_moves_to_another_node_is_followed() {
 
     expect_at(0, "at node 1");
     expect_at(1, "at node 2");
+    // Sooner, its frame would be taken for a late one from before the move (`moves.rs`).
+    std::thread::sleep(Duration::from_millis(300));
     expect_at(0, "at node 1 again");
 }
 
