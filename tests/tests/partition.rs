@@ -145,7 +145,7 @@ fn without_rejoin_a_split_does_not_heal() {
             let own = shape.inside.iter().find(|group| group.contains(&number));
             let far = (1..=shape.nodes).filter(|other| !own.is_some_and(|own| own.contains(other)));
             let far: Vec<String> = far.map(|other| name(mesh, other)).collect();
-            node.wait_until("the far side is down", NOTICED * 4, |view| {
+            node.wait_until("the far side is down", NOTICED + NOTICED, |view| {
                 far.iter().all(|other| view.state_of(other).as_deref() == Some("down"))
             });
         }
@@ -178,7 +178,7 @@ fn split_of_gossip_alone_costs_no_packet_and_the_far_side_is_held() {
     let start = Instant::now();
     for (number, node) in (1..).zip(mesh.nodes()) {
         let far = if NEAR.contains(&number) { FAR } else { NEAR };
-        node.wait_until("the far side is held", NOTICED * 4, |view| {
+        node.wait_until("the far side is held", NOTICED + NOTICED, |view| {
             far.iter().all(|other| state(view, &name(&mesh, *other)) == "held")
         });
     }
@@ -218,7 +218,7 @@ fn without_the_witness_a_split_of_gossip_costs_packets() {
     mesh.split(What::Gossip, &between(&[NEAR, FAR]));
     for (number, node) in (1..).zip(mesh.nodes()) {
         let near = if NEAR.contains(&number) { NEAR } else { FAR };
-        node.wait_until("the far side is gone", NOTICED * 4, |view| {
+        node.wait_until("the far side is gone", NOTICED + NOTICED, |view| {
             view.peers().len() == near.len() - 1
         });
     }

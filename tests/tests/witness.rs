@@ -218,9 +218,7 @@ fn a_link_that_is_cut_is_off_the_maps_in_time() {
             two.restore_link();
             mesh.wait_converged();
         }
-        // The middle one: a machine that tests share has its moments.
-        all.sort();
-        assert!(all[1] <= Duration::from_secs(limit), "{args:?}: {all:?}");
+        assert!(all.iter().all(|took| *took <= Duration::from_secs(limit)), "{args:?}: {all:?}");
     }
 }
 
