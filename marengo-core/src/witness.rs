@@ -64,6 +64,12 @@ impl WitnessConfig {
         is_heard: true,
     };
 
+    /// A daemon that is so much later than it wanted to ask was away: stopped, or without a
+    /// processor.
+    fn away(&self) -> Duration {
+        self.silence / 2
+    }
+
     /// How many questions in a row must stay without an answer: seven of the ten that fit.
     fn questions(&self) -> u32 {
         let fit = self.silence.as_millis() / self.ask_every.as_millis().max(1);
@@ -128,6 +134,8 @@ pub enum WitnessEvent {
 struct Doubt {
     generation: u32,
     since: Instant,
+    /// Since when it has been asked whenever it was time.
+    asked_from: Instant,
     /// The latest sign of the peer itself.
     heard: Option<Instant>,
     asked: Option<Instant>,
@@ -286,12 +294,17 @@ impl Witness {
         {
             doubt.ask_at = asked + self.config.ask_heard_every;
         }
+        // A daemon that was away has not asked for a while: its own silence is no one else's, and
+        // what stayed without an answer before says nothing of now.
+        if !doubt.is_silent && now.duration_since(doubt.ask_at) >= self.config.away() {
+            doubt.asked_from = now;
+            (doubt.unanswered, doubt.unanswered_since) = (0, None);
+        }
         if doubt.heard >= doubt.unanswered_since {
             (doubt.unanswered, doubt.unanswered_since) = (0, None);
         }
-        let quiet_since = doubt.heard.map_or(doubt.since, |heard| heard.max(doubt.since));
-        // A daemon that was stopped or busy has not asked for a while: its own silence is no one
-        // else's.
+        let quiet_since =
+            doubt.heard.map_or(doubt.asked_from, |heard| heard.max(doubt.asked_from));
         let is_silent = now.duration_since(quiet_since) >= self.config.silence
             && doubt.unanswered >= self.config.questions()
             || !self.config.is_heard;
@@ -338,6 +351,7 @@ impl Doubt {
         Self {
             generation,
             since: now,
+            asked_from: now,
             heard: None,
             asked: None,
             ask_at: now,
@@ -427,6 +441,27 @@ mod tests {
         bench.answers = false;
         bench.run(Duration::from_millis(1700));
         assert!(!bench.kept(1), "and whoever is silent still goes");
+    }
+
+    #[test]
+    fn questions_before_a_daemon_was_stopped_make_no_silence_after_it() {
+        let mut bench = Bench::new(&[Standing::Lost]);
+        bench.answers = true;
+        bench.run(Duration::from_secs(10));
+        bench.answers = false;
+        let enough = WitnessConfig::DEFAULT.questions();
+        while bench.witness.doubts[&1].unanswered < enough {
+            bench.step();
+        }
+        assert!(bench.kept(1), "not for long enough");
+
+        // The path came back meanwhile.
+        bench.now += Duration::from_secs(10);
+        bench.answers = true;
+        bench.run(Duration::from_secs(10));
+
+        let events = bench.events();
+        assert!(matches!(events[..], [WitnessEvent::Held { .. }]), "{events:?}");
     }
 
     #[test]
