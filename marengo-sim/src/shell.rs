@@ -124,9 +124,9 @@ impl Shell {
         if self.round.is_some() { None } else { self.settled.as_ref() }
     }
 
-    /// Whether all that gossip last told is in the kernel.
-    pub(crate) fn is_settled_on(&self, peers: &PeerTable) -> bool {
-        self.settled().is_some() && self.peers == *peers
+    /// As [`Shell::settled`], if that is what gossip last told.
+    pub(crate) fn settled_on(&self, peers: &PeerTable) -> Option<&DesiredState> {
+        self.settled().filter(|_| self.peers == *peers)
     }
 
     /// The tunnel address of a slot.

@@ -85,8 +85,13 @@ impl World {
         if let Some(missing) = wanted.difference(&found).next() {
             return Some(Missing::Peer(format!("node{node} has no slot for {missing:?}")));
         }
-        if !shell.is_settled_on(&self.membership(node).peers()) {
+        let Some(settled) = shell.settled_on(&self.membership(node).peers()) else {
             return Some(Missing::Peer(format!("node{node} has not converged")));
+        };
+        // The kernel does not report what another hand does to a map.
+        let holds = (&state.peers, &state.vteps, &state.flood);
+        if holds != (&settled.peers, &settled.vteps, &settled.flood) {
+            return Some(Missing::Peer(format!("node{node} has not repaired its maps")));
         }
         if !kernel.is_whole() {
             return Some(Missing::Peer(format!("node{node} lacks its device or a program")));
