@@ -3,7 +3,8 @@
 //! One slot a data plane. A slot keeps its index and generation for as long as its peer's data plane
 //! stays, whatever becomes of the peer's name and address; a slot that is given to another data
 //! plane gets a generation that no slot had before, so that what was learnt of the former holder is
-//! void. A host that was restarted is another data plane: its stations are not where they were.
+//! void. So does a slot whose former address somebody else has: of what came from there, nobody
+//! knows whose it was. A host that was restarted is another data plane: its stations are not where they were.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,7 +42,13 @@ pub struct Slots {
     /// Indexes that are free, but that an address in the kernel may still lead to: what came from
     /// there would be learnt behind the new holder.
     avoided: BTreeSet<PeerIndex>,
+    /// Addresses that slots had before, and which one did. Whoever has such an address next may
+    /// have sent from it before this node heard that the slot's holder is elsewhere.
+    left: BTreeMap<IpAddr, PeerIndex>,
 }
+
+/// The most addresses that slots had before which are remembered.
+const MAX_LEFT: usize = 4096;
 
 impl Slots {
     /// No slots; room for `max_peers`.
@@ -90,8 +97,6 @@ impl Slots {
                 None => by_address.insert(slot.vtep, *index),
             };
         }
-        let former: BTreeMap<IpAddr, PeerIndex> =
-            self.by_index.iter().map(|(index, slot)| (slot.vtep, *index)).collect();
         let mut taken = BTreeSet::new();
         let mut addresses = BTreeSet::new();
         let mut new = Vec::new();
@@ -100,8 +105,7 @@ impl Slots {
             let found = by_data_plane.get(&peer.data_plane).or_else(|| by_address.get(&peer.vtep));
             match found {
                 Some(index) if taken.insert(*index) => {
-                    let inherits = former.get(&peer.vtep).is_some_and(|other| other != index);
-                    self.place(*index, peer, inherits);
+                    self.place(*index, peer);
                 }
                 _ => new.push(peer),
             }
@@ -127,6 +131,7 @@ impl Slots {
             }
             self.add(free, peer);
         }
+        self.void_what_successors_sent();
     }
 
     /// Gives none of these to anybody until the kernel has settled: addresses in it lead there.
@@ -171,15 +176,41 @@ impl Slots {
             .collect()
     }
 
-    /// Gives a slot to its peer. With `inherits`, its address was another slot's: what that one's
-    /// holder has sent from its next address may have been learnt behind this slot, and is void.
-    fn place(&mut self, index: PeerIndex, peer: &Identity, inherits: bool) {
-        let generation = inherits.then(|| self.next_generation());
+    /// Gives a slot to its peer.
+    fn place(&mut self, index: PeerIndex, peer: &Identity) {
         if let Some(slot) = self.by_index.get_mut(&index) {
             slot.data_plane = Some(peer.data_plane);
             slot.name = Some(peer.name);
-            slot.vtep = peer.vtep;
-            slot.generation = generation.unwrap_or(slot.generation);
+            if slot.vtep != peer.vtep {
+                self.left.insert(slot.vtep, index);
+                slot.vtep = peer.vtep;
+            }
+        }
+    }
+
+    /// Where another slot has an address by now that a slot had before, what its holder has sent
+    /// from there so far may have been learnt behind the former one, and is void.
+    fn void_what_successors_sent(&mut self) {
+        if self.left.is_empty() {
+            return;
+        }
+        let taken: BTreeMap<IpAddr, PeerIndex> =
+            self.by_index.iter().map(|(index, slot)| (slot.vtep, *index)).collect();
+        let (over, left) = std::mem::take(&mut self.left)
+            .into_iter()
+            .partition(|(address, _)| taken.contains_key(address));
+        self.left = left;
+        while self.left.len() > MAX_LEFT {
+            self.left.pop_first();
+        }
+        let over: BTreeMap<IpAddr, PeerIndex> = over;
+        for (address, former) in over {
+            if taken.get(&address) != Some(&former) {
+                let generation = self.next_generation();
+                if let Some(slot) = self.by_index.get_mut(&former) {
+                    slot.generation = generation;
+                }
+            }
         }
     }
 
@@ -209,6 +240,7 @@ impl Slots {
 
     fn free(&mut self, index: PeerIndex) {
         self.by_index.remove(&index);
+        self.left.retain(|_, slot| *slot != index);
         if let Some(position) = self.flood.iter().position(|other| *other == index) {
             self.flood.swap_remove(position);
         }
@@ -263,6 +295,47 @@ mod tests {
         assert_eq!((after.0.0, after.1.0), (before.0.0, before.1.0));
         // Before this was heard, each sent from the other's address for a moment.
         assert!(after.0.1 > before.1.1 && after.1.1 > before.1.1, "{after:?}");
+    }
+
+    #[test]
+    fn what_came_from_an_address_that_a_slot_left_is_void_when_another_peer_has_it() {
+        let mut slots = Slots::new(8);
+        assign(&mut slots, &[("a", 1, 1), ("b", 2, 2)]);
+        let before = slot_of(&slots, "a");
+        assign(&mut slots, &[("a", 3, 1), ("b", 2, 2)]);
+        assert_eq!(slot_of(&slots, "a"), before, "nobody else has it yet");
+
+        assign(&mut slots, &[("a", 3, 1), ("b", 2, 2), ("new", 1, 9)]);
+
+        let after = slot_of(&slots, "a");
+        assert!(after.0 == before.0 && after.1 > before.1, "{after:?}");
+        assign(&mut slots, &[("a", 3, 1), ("b", 2, 2), ("new", 1, 9)]);
+        assert_eq!(slot_of(&slots, "a"), after, "once");
+    }
+
+    #[test]
+    fn a_peer_that_takes_the_address_that_another_leaves_voids_that_one_alone() {
+        let mut slots = Slots::new(8);
+        assign(&mut slots, &[("a", 1, 1), ("b", 2, 2)]);
+        let before = (slot_of(&slots, "a"), slot_of(&slots, "b"));
+
+        assign(&mut slots, &[("a", 2, 1), ("b", 3, 2)]);
+
+        assert_eq!(slot_of(&slots, "a"), before.0);
+        assert!(slot_of(&slots, "b").1 > before.1.1);
+    }
+
+    #[test]
+    fn a_peer_that_returns_to_its_address_keeps_all() {
+        let mut slots = Slots::new(8);
+        assign(&mut slots, &[("a", 1, 1)]);
+        let before = slot_of(&slots, "a");
+
+        for address in [2, 1, 2, 1] {
+            assign(&mut slots, &[("a", address, 1)]);
+        }
+
+        assert_eq!(slot_of(&slots, "a"), before);
     }
 
     #[test]

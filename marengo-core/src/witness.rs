@@ -303,8 +303,7 @@ impl Witness {
         if doubt.heard >= doubt.unanswered_since {
             (doubt.unanswered, doubt.unanswered_since) = (0, None);
         }
-        let quiet_since =
-            doubt.heard.map_or(doubt.asked_from, |heard| heard.max(doubt.asked_from));
+        let quiet_since = doubt.heard.map_or(doubt.asked_from, |heard| heard.max(doubt.asked_from));
         let is_silent = now.duration_since(quiet_since) >= self.config.silence
             && doubt.unanswered >= self.config.questions()
             || !self.config.is_heard;
