@@ -43,6 +43,8 @@ pub struct Origin {
     pub data_plane: DataPlaneId,
     /// Its machine.
     pub host: usize,
+    /// The tunnel address that it was sent from.
+    pub vtep: IpAddr,
     /// How often the station had moved by then.
     pub moves: u32,
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use marengo_common::PeerEntry;
+use marengo_common::{PeerEntry, VtepKey};
 use marengo_core::identity::DataPlaneId;
 
 use super::World;
@@ -38,27 +38,32 @@ impl World {
         let highest = state.peers.values().map(|peer| peer.generation).max().unwrap_or(0);
         let noted = state.settings.map_or(0, |settings| settings.generation);
         assert!(highest <= noted, "invariant: generation {highest} is not noted\n{self}");
-        self.check_stations(index, kernel, &ids);
+        self.check_stations(index, kernel);
     }
 
     /// A valid entry points to the data plane that the station's frame came from, unless this node
-    /// has not heard yet that somebody else has that address now. One that points to a data plane
-    /// that is no more is void when that is noticed.
-    fn check_stations(&self, index: usize, kernel: &HostKernel, known: &BTreeSet<u64>) {
+    /// has not heard yet that somebody else has the address that the frame came from. One that
+    /// points to a data plane that is no more is void when that is noticed.
+    fn check_stations(&self, index: usize, kernel: &HostKernel) {
+        let state = kernel.state();
         for (station, learnt) in &kernel.macs {
             let Some(slot) = kernel.slot(&learnt.entry) else { continue };
             let Some(origin) = learnt.origin else { continue };
             let truly = origin.data_plane.get();
+            let sender = state.vteps.get(&VtepKey::new(origin.vtep));
+            let sender = sender.and_then(|index| state.peers.get(index));
+            let is_known = sender.is_some_and(|sender| sender.data_plane == truly);
             let is_gone = DataPlaneId::new(slot.data_plane)
                 .is_none_or(|data_plane| self.machine_of(data_plane).is_none());
             assert!(
-                slot.data_plane == truly || !known.contains(&truly) || is_gone,
+                slot.data_plane == truly || !is_known || is_gone,
                 "invariant: node{index} has station {station} behind {:016x} ({}, {:?}), but its \
-                 frame came from {truly:016x} of node{}, which has a slot\n{self}",
+                 frame came from {truly:016x} of node{} at {}, which has a slot\n{self}",
                 slot.data_plane,
                 slot.address(4),
                 learnt.entry,
-                origin.host
+                origin.host,
+                origin.vtep
             );
         }
     }
@@ -108,7 +113,9 @@ impl World {
             return None;
         }
         let other = self.machine_of(data_plane)?;
+        let source = self.nodes[other].kernel.as_ref().and_then(HostKernel::source);
         let answers = self.nodes[other].vtep == vtep
+            && source == Some(vtep)
             && self.path_is_good(index, other)
             && self.path_is_good(other, index)
             && self.lets_in(other, index)

@@ -227,10 +227,11 @@ impl World {
         let now = self.now;
         let home = &mut self.stations[source as usize];
         let host = home.host;
+        let vtep = self.nodes[host].vtep;
         let Some(kernel) = &mut self.nodes[host].kernel else { return };
         let Some(data_plane) = kernel.data_plane() else { return };
         home.has_sent = true;
-        let origin = Origin { data_plane, host, moves: home.moves };
+        let origin = Origin { data_plane, host, vtep, moves: home.moves };
         self.frames.sent += 1;
         if let Some(destination) = destination {
             let other = self.stations[destination as usize];
