@@ -1,9 +1,18 @@
 //! `metrics`: figures of the membership, beside those of foca alone.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
 use marengo_sim::{
-    measure::{self, Cluster, Defaults, Figures, PlainWorld, Scale},
+    measure::{self, Defaults, Figures, PlainWorld, Scale},
     secs,
 };
 
@@ -26,6 +35,25 @@ pub(crate) struct Args {
     /// The seed of all runs.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Threads; by default one for each processor.
+    #[arg(long)]
+    jobs: Option<usize>,
+}
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug)]
+enum Who {
+    Marengo,
+    Plain(Defaults),
+}
+
+/// One line of the table.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    nodes: usize,
+    /// Of datagrams, in per cent.
+    loss: u32,
+    who: Who,
 }
 
 impl Args {
@@ -35,19 +63,7 @@ impl Args {
              heals | bytes |"
         );
         println!("| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |");
-        for &nodes in &self.nodes {
-            for &loss in &self.loss {
-                self.row("Marengo", nodes, loss, |seed, loss| measure::marengo(seed, nodes, loss));
-                if self.only_marengo {
-                    continue;
-                }
-                for (name, defaults) in [("foca lan", Defaults::Lan), ("foca wan", Defaults::Wan)] {
-                    self.row(name, nodes, loss, |seed, loss| {
-                        PlainWorld::new(seed, nodes, loss, defaults)
-                    });
-                }
-            }
-        }
+        self.print_rows(&self.rows());
         println!();
         println!(
             "Known: time from a crash until another node knew it, over all of them. False downs: \
@@ -69,24 +85,72 @@ impl Args {
         ExitCode::SUCCESS
     }
 
-    fn row<C: Cluster>(
-        &self,
-        name: &str,
-        nodes: usize,
-        percent: u32,
-        make: impl FnOnce(u64, f64) -> C,
-    ) {
+    fn rows(&self) -> Vec<Row> {
+        let all = [Who::Marengo, Who::Plain(Defaults::Lan), Who::Plain(Defaults::Wan)];
+        let who = if self.only_marengo { &all[..1] } else { &all[..] };
+        let row = |nodes, loss| who.iter().map(move |&who| Row { nodes, loss, who });
+        let of_nodes = |&nodes| self.loss.iter().flat_map(move |&loss| row(nodes, loss));
+        self.nodes.iter().flat_map(of_nodes).collect()
+    }
+
+    /// Measures several at once, and prints them in their order, each as soon as it can be.
+    fn print_rows(&self, rows: &[Row]) {
+        let next = AtomicUsize::new(0);
+        let (done, finished) = mpsc::channel();
+        let available = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
+            for _ in 0..self.jobs.unwrap_or(available).max(1) {
+                let (done, next) = (done.clone(), &next);
+                scope.spawn(move || {
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(row) = rows.get(number) else { return };
+                        done.send((number, row.measure(self.seed))).expect("it is waited for");
+                    }
+                });
+            }
+            drop(done);
+            let mut waiting = BTreeMap::new();
+            let mut printed = 0;
+            for (number, line) in finished {
+                waiting.insert(number, line);
+                while let Some(line) = waiting.remove(&printed) {
+                    println!("{line}");
+                    printed += 1;
+                }
+            }
+        });
+    }
+}
+
+impl Row {
+    /// Measures this, as a line of the table.
+    fn measure(self, seed: u64) -> String {
+        let Self { nodes, loss: percent, who } = self;
         let loss = f64::from(percent) / 100.0;
-        let figures = measure::measure(&mut make(self.seed, loss), &scale(nodes, loss));
+        let scale = scale(nodes, loss);
+        let (name, figures) = match who {
+            Who::Marengo => {
+                ("Marengo", measure::measure(&mut measure::marengo(seed, nodes, loss), &scale))
+            }
+            Who::Plain(defaults) => {
+                let mut world = PlainWorld::new(seed, nodes, loss, defaults);
+                let name = match defaults {
+                    Defaults::Lan => "foca lan",
+                    Defaults::Wan => "foca wan",
+                };
+                (name, measure::measure(&mut world, &scale))
+            }
+        };
         let Figures { join, heal, bytes, .. } = figures;
-        println!(
+        format!(
             "| {nodes} | {percent} % | {name} | {} | {} | {} | {:.2} | {} | {bytes:.0} |",
             shown(join),
             shown(figures.detected_within(0.5)),
             shown(figures.detected_within(0.99)),
             figures.false_downs_per_node_hour(),
             shown(heal),
-        );
+        )
     }
 }
 
