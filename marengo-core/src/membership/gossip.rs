@@ -9,6 +9,7 @@ use super::{
     codec::{LEFT, Payload},
     drive::note,
     envelope::{Envelope, Kind, PROTOCOL},
+    roster::Presence,
     upkeep::is_allowed,
 };
 use crate::{control::Control, identity::Identity};
@@ -181,6 +182,7 @@ impl Membership {
                 continue;
             }
             self.note_restart(now, &update);
+            self.note_late_start(now, &update);
             if is_departure(&update) {
                 self.events.extend(self.roster.mark_leaving(identity));
             }
@@ -188,6 +190,18 @@ impl Membership {
         }
         *updates = kept;
         Ok(())
+    }
+
+    /// Somebody is there whom this node remembers as gone from a later start: its clock was set back.
+    /// foca will not believe in it, and it must hear of that start to go above it.
+    fn note_late_start(&mut self, now: Instant, update: &Member<Identity>) {
+        let identity = update.id();
+        let is_gone_later = self.roster.get(identity.addr).is_some_and(|known| {
+            known.presence != Presence::Active && known.identity.generation > identity.generation
+        });
+        if update.state() != State::Down && is_gone_later {
+            self.want_sync(now, identity.listen);
+        }
     }
 
     /// foca keeps members of whom it only heard that they are down, and does not say so.

@@ -127,6 +127,28 @@ fn a_node_whose_clock_was_set_back_a_day_is_back_within_3_s() {
 }
 
 #[test]
+fn a_later_start_that_a_single_member_remembers_keeps_nobody_out() {
+    each_seed(10, |seed| {
+        let mut world = World::cluster(seed, 30);
+        world.leave(2);
+        world.run_for(secs(20));
+        world.crash(2);
+        // All but node 5 forget it.
+        for node in (0..30).filter(|node| ![2, 5].contains(node)) {
+            world.crash(node);
+            world.start(node, &[5]);
+        }
+        world.run_for(secs(60));
+        world.nodes[2].clock_error = -86_400_000;
+
+        world.start(2, &[0]);
+
+        let back = world.run_until("it is back everywhere", secs(8), |world| world.is_back(2));
+        measured("back although one remembers a later start", back);
+    });
+}
+
+#[test]
 fn losing_one_datagram_in_twenty_for_ten_minutes_takes_nobody_down() {
     each_seed(1, |seed| {
         let mut world = World::cluster(seed, 20);
