@@ -111,12 +111,13 @@ pub struct HostKernel {
     without: Without,
     /// Another hand has changed something since the daemon looked.
     meddled: bool,
-    /// When another hand did that last, or when the machine was switched on.
+    /// See [`HostKernel::changed`].
     changed: Instant,
     /// Since when each address is let in.
     let_in: BTreeMap<VtepKey, Instant>,
-    /// Slots that the daemon has cleared since this was last looked at.
-    pub(crate) cleared: Vec<PeerEntry>,
+    /// Slots that the daemon has cleared since this was last looked at, and for how long what came
+    /// from there had been let in.
+    pub(crate) cleared: Vec<(PeerEntry, Duration)>,
 }
 
 impl HostKernel {
@@ -205,11 +206,20 @@ impl HostKernel {
             }
             _ => None,
         };
+        let source = self.source();
+        let before = before.map(|before| {
+            let family = self.fake.state.settings.map_or(4, |settings| settings.family);
+            (before, self.lets_in_for(now, before.address(family)))
+        });
         self.fake.apply(op)?;
+        if self.source() != source {
+            self.changed = now;
+        }
         match op {
             Op::DeletePeer(_) => self.cleared.extend(before),
             Op::PutPeer(_, entry) if self.without.has(Control::Generations) => {
-                self.cleared.extend(before.filter(|before| before.data_plane != entry.data_plane));
+                self.cleared
+                    .extend(before.filter(|(before, _)| before.data_plane != entry.data_plane));
                 let holder = *self.holders.entry(entry.generation).or_insert(entry.data_plane);
                 assert!(
                     holder == entry.data_plane,
@@ -321,7 +331,8 @@ impl HostKernel {
             && state.hooks.contains(&hook)
     }
 
-    /// When another hand changed something last, or the machine was switched on.
+    /// When another hand changed something last, the address that the programs send from changed, or
+    /// the machine was switched on.
     pub(crate) fn changed(&self) -> Instant {
         self.changed
     }

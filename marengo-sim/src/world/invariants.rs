@@ -89,9 +89,11 @@ impl World {
         for event in events.into_iter().flatten() {
             self.trace(|| format!("node{index} witness: {event:?}"));
         }
-        for slot in cleared.into_iter().flatten() {
+        for (slot, let_in) in cleared.into_iter().flatten() {
             self.trace(|| format!("node{index} takes out {slot:?}"));
-            if let Some(working) = self.works(index, &slot) {
+            // Nothing is heard from whom the own kernel does not let in.
+            let is_heard = let_in >= PATH_AT_REST;
+            if let Some(working) = self.works(index, &slot).filter(|_| is_heard) {
                 panic!(
                     "invariant: node{index} takes out node{working} ({}), which did not leave and \
                      whose data plane answers\n{self}",
@@ -113,9 +115,9 @@ impl World {
             return None;
         }
         let other = self.machine_of(data_plane)?;
-        let source = self.nodes[other].kernel.as_ref().and_then(HostKernel::source);
         let answers = self.nodes[other].vtep == vtep
-            && source == Some(vtep)
+            && self.sends_from_its_address(other)
+            && self.sends_from_its_address(index)
             && self.path_is_good(index, other)
             && self.path_is_good(other, index)
             && self.lets_in(other, index)
@@ -144,6 +146,13 @@ impl World {
             .kernel
             .as_ref()
             .is_some_and(|kernel| kernel.is_whole() && self.now - kernel.changed() >= PATH_AT_REST)
+    }
+
+    /// The programs name the address in the settings: a machine that has another one by now sends
+    /// nothing.
+    fn sends_from_its_address(&self, at: usize) -> bool {
+        let node = &self.nodes[at];
+        node.kernel.as_ref().and_then(HostKernel::source) == Some(node.vtep)
     }
 
     /// Whether a machine lets in what another one sends, and has for a while.

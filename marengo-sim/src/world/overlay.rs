@@ -188,14 +188,16 @@ impl World {
         }
     }
 
-    /// Notes that a machine which knew where a station was has heard where it is now. One that did
-    /// not know cannot tell a late frame of the former home from a move.
+    /// Notes that a machine which knew where a station was has learnt where it is now. One that did
+    /// not know cannot tell a late frame of the former home from a move; one that has only just
+    /// heard of a move away does not believe in a return yet.
     fn arrived(&mut self, to: usize, source: Station, origin: Origin, known: Option<Origin>) {
         let home = self.stations[source as usize];
         let knew = known.is_some_and(|known| known.moves + 1 == home.moves);
         if home.moves == origin.moves
             && knew
             && let Some(kernel) = &mut self.nodes[to].kernel
+            && kernel.knows(source).is_some_and(|known| known.moves == home.moves)
         {
             kernel.fresh.insert(source);
         }
