@@ -40,11 +40,13 @@ pub enum Control {
     TellLeave,
     /// Who goes to come back says so.
     TellRestart,
+    /// A member that others hold for dead is asked, and taken for dead if it does not answer.
+    Hearsay,
 }
 
 impl Control {
     /// Every mechanism.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Generations,
         Self::Moves,
         Self::Witness,
@@ -60,6 +62,7 @@ impl Control {
         Self::RepeatPings,
         Self::TellLeave,
         Self::TellRestart,
+        Self::Hearsay,
     ];
 
     /// The name that the flag takes.
@@ -80,6 +83,7 @@ impl Control {
             Self::RepeatPings => "repeat-pings",
             Self::TellLeave => "tell-leave",
             Self::TellRestart => "tell-restart",
+            Self::Hearsay => "hearsay",
         }
     }
 }

@@ -26,6 +26,7 @@ use self::{
     codec::WireCodec,
     conflict::Conflicts,
     health::Health,
+    hearsay::Hearsay,
     outbox::Outbox,
     probe::{Inquiries, Unanswered},
     rejoin::{Questions, Seeds},
@@ -58,6 +59,7 @@ mod event;
 mod gossip;
 mod greet;
 mod health;
+mod hearsay;
 mod leave;
 mod outbox;
 mod probe;
@@ -82,6 +84,9 @@ const ASK_LOST: usize = 4;
 /// How often the full membership is exchanged with somebody: at first and at last. Each exchange
 /// that succeeds doubles the pause, so that a newcomer soon fills the gaps of its first view.
 const SYNC_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+
+/// A node that was stopped for so long may have missed news: they are told for some rounds only.
+const DEAF: Duration = Duration::from_secs(3);
 
 /// How often old records are looked for.
 const TIDY_EVERY: Duration = Duration::from_secs(10);
@@ -133,6 +138,7 @@ pub struct Membership {
     restarting: Restarting,
     unanswered: Option<Unanswered>,
     inquiries: Inquiries,
+    hearsay: Hearsay,
     health: Health,
     /// When news are told next; `None` while there are none.
     gossip_at: Option<Instant>,
@@ -210,6 +216,7 @@ impl Membership {
             restarting: Restarting::default(),
             unanswered: None,
             inquiries: Inquiries::default(),
+            hearsay: Hearsay::default(),
             health: Health::new(now),
             gossip_at: None,
             seeds: Seeds::default(),
@@ -269,6 +276,10 @@ impl Membership {
             && let Some(stalled) = self.timers.forgive_stall(now, pace.stall, pace.probe_rtt)
         {
             warn!(?stalled, "woken late; nobody is declared failed for that time");
+            self.hearsay.start_over();
+            if stalled >= DEAF {
+                self.catch_up(now, SYNC_EVERY.0 / 2);
+            }
         }
         while let Some(timer) = self.timers.take_due(now) {
             if self.is_refuted(&timer) || self.spares(now, &timer) {
@@ -282,6 +293,7 @@ impl Membership {
         self.ping_again(now);
         self.tell_address(now);
         self.end_restarts(now);
+        self.ask_about_hearsay(now);
         self.ask_seeds(now);
         self.ask_lost(now);
         self.sync_now_and_then(now);
@@ -331,6 +343,7 @@ impl Membership {
             self.restarting.next_deadline(),
             self.unanswered.as_ref().map(Unanswered::next_deadline),
             self.inquiries.next_deadline(),
+            self.hearsay.next_deadline(),
             self.gossip_at,
         ];
         optional.into_iter().flatten().chain([self.sync_at, self.tidy_at]).min()

@@ -132,6 +132,8 @@ impl Membership {
         self.drain(now, via.map(|via| via.addr));
         if mem::take(&mut self.renewed) {
             self.reconnect(now, via);
+            // Whoever was declared down was not told anything for a while.
+            self.catch_up(now, SYNC_EVERY.0);
         }
         self.top_claims(now, via);
         self.roster.clear_leaving();
@@ -142,6 +144,10 @@ impl Membership {
         if roster_changed {
             let roster = &self.roster;
             self.restarting.retain(|addr, generation| {
+                roster.is_active(addr)
+                    && roster.get(addr).is_some_and(|r| r.identity.generation == generation)
+            });
+            self.hearsay.retain(|addr, generation| {
                 roster.is_active(addr)
                     && roster.get(addr).is_some_and(|r| r.identity.generation == generation)
             });

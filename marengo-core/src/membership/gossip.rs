@@ -67,6 +67,7 @@ impl Membership {
             }
         }
         self.check_message(now, &payload)?;
+        self.hearsay.refuted(src.addr);
         if dst == self.identity {
             self.knows_our_address(src.addr);
             self.note_answer(src.addr, &payload.header.message);

@@ -60,9 +60,14 @@ impl Health {
         time + time * self.score / PART
     }
 
+    /// Whether this node's opinion is worth little.
+    pub(super) fn is_poor(&self) -> bool {
+        self.score >= POOR
+    }
+
     /// Whether a suspect is given more time although its time is over.
     fn spares(&mut self, addr: SocketAddr) -> bool {
-        if self.score < POOR {
+        if !self.is_poor() {
             return false;
         }
         let times = self.spared.entry(addr).or_default();

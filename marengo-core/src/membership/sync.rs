@@ -227,7 +227,7 @@ impl Membership {
     }
 
     /// Adds what is new. Somebody else's "down" is not believed about others: it may come from
-    /// the far side of a cut, where everybody here looks dead. Who is dead is found out here, too.
+    /// the far side of a cut, where everybody here looks dead. It is found out here, too.
     fn merge(&mut self, now: Instant, message: Checked, pass_on: bool) {
         if !matches!(self.phase, super::Phase::Running) {
             return;
@@ -280,7 +280,8 @@ impl Membership {
                     updates.push(Member::new(identity, LEFT, State::Down));
                 }
                 // Not spread further either: a member that is gone would be remembered for ever.
-                SyncState::Left | SyncState::Down => {}
+                SyncState::Left => {}
+                SyncState::Down => self.note_hearsay(now, &identity),
             }
         }
         self.suspects_stale = true;

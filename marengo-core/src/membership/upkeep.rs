@@ -56,6 +56,13 @@ impl Membership {
         }
     }
 
+    /// Exchanges the membership within `within`, and more often for a while: news may have been told
+    /// while this node did not hear them, and are not told again.
+    pub(super) fn catch_up(&mut self, now: Instant, within: Duration) {
+        self.sync_pause = SYNC_EVERY.0;
+        self.sync_at = self.sync_at.min(now + within.mul_f64(self.rng.random()));
+    }
+
     pub(super) fn want_sync(&mut self, now: Instant, with: SocketAddr) {
         if is_allowed(&mut self.recent_syncs, now, with, SYNC_EVERY.0 / 2) {
             self.events.push_back(MembershipEvent::SyncWanted { with });

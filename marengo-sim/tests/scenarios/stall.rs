@@ -1,8 +1,11 @@
 //! Processes that are stopped for a while: SIGSTOP, a starved host, a suspended virtual machine.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use marengo_core::{control::Control, membership::MembershipEvent};
+use marengo_core::{
+    control::{Control, Without},
+    membership::MembershipEvent,
+};
 
 use crate::{count_over_ten_seeds, each_seed, measured, ms, secs, world::World};
 
@@ -76,4 +79,47 @@ fn a_node_suspended_while_it_suspects_another_does_not_declare_it_down_on_waking
 fn without_forgiveness_a_suspended_node_declares_whom_it_suspected_down_on_waking() {
     let wrong = count_over_ten_seeds(|seed| suspend_while_suspecting(seed, false));
     assert_ne!(wrong, 0, "the mechanism is off, and yet nobody was taken for failed");
+}
+
+/// Suspends the machine of node 1 of forty while node 2 crashes. Returns for how long node 1 then
+/// takes it still for alive.
+fn crash_during_a_suspension(seed: u64, suspended: u64, without: Without) -> Duration {
+    let mut world = World::new(seed, 40);
+    world.nodes[1].config.without = without;
+    for node in 0..40 {
+        world.start(node, &[0]);
+    }
+    world.run_until("all know all", secs(15), World::all_know_all);
+    // The pause between two exchanges has grown to its longest.
+    world.run_for(secs(90));
+    world.stop(1);
+    world.crash(2);
+    world.run_for(secs(suspended));
+    world.lose_inbox(1);
+
+    world.resume(1);
+
+    world.run_until("node 2 is gone", secs(60), |world| world.live(1) == 38)
+}
+
+#[test]
+fn a_node_that_was_suspended_soon_finds_out_who_died_meanwhile() {
+    each_seed(10, |seed| {
+        for suspended in [20, 60] {
+            let took = crash_during_a_suspension(seed, suspended, Without::default());
+
+            measured(&format!("death known after a suspension of {suspended} s"), took);
+            assert!(took <= secs(6), "seed {seed}: {took:?} after {suspended} s");
+        }
+    });
+}
+
+#[test]
+fn without_hearsay_a_node_that_was_suspended_probes_all_others_first() {
+    let late = count_over_ten_seeds(|seed| {
+        let took = crash_during_a_suspension(seed, 60, Control::Hearsay.into());
+        usize::from(took > secs(6))
+    });
+
+    assert!(late > 0, "the mechanism is off, and yet the death was always known in time");
 }
