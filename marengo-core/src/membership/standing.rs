@@ -21,14 +21,20 @@ pub(super) struct Standings<'a> {
 
 /// Finds out who stands.
 ///
-/// Of those with one data plane, one does: a live one if there is any, and of several the one with
-/// the highest generation. What has this node's own data plane never does.
+/// Of those with one data plane, one does: one that is there if there is any, else one that said
+/// that it is back soon (it is back, and its clock was set back, if another one is there), and of
+/// several the one with the highest generation. What has this node's own data plane never does.
 pub(super) fn standings<'a>(
     own: &'a Identity,
     known: impl Iterator<Item = Known<'a>>,
 ) -> Standings<'a> {
-    let is_live = |(_, standing): &Known<'_>| !matches!(standing, None | Some(Standing::Lost));
-    let rank = |member: &Known<'_>| (is_live(member), member.0.generation, member.0.addr);
+    let presence = |(_, standing): &Known<'_>| match standing {
+        Some(Standing::Alive | Standing::Suspect) => 2,
+        Some(Standing::Restarting) => 1,
+        Some(Standing::Lost) | None => 0,
+    };
+    let is_live = |member: &Known<'_>| presence(member) == 2;
+    let rank = |member: &Known<'_>| (presence(member), member.0.generation, member.0.addr);
     let mut by_data_plane: BTreeMap<DataPlaneId, Known<'_>> = BTreeMap::new();
     let mut losers = Vec::new();
     for member in known {
@@ -114,6 +120,16 @@ mod tests {
 
         let found = standings(&new, [(&old, Some(Standing::Alive))].into_iter());
         assert_eq!((found.members, found.clones), (vec![], vec![(&new, &old)]));
+    }
+
+    #[test]
+    fn one_that_is_back_at_another_address_stands_before_what_it_said_before_it_went() {
+        let (own, back, before) = (identity(1), identity(2), renumbered());
+        let known = [(&back, Some(Standing::Alive)), (&before, Some(Standing::Restarting))];
+
+        let found = standings(&own, known.into_iter());
+
+        assert_eq!((found.members, found.clones), (vec![(&back, Standing::Alive)], vec![]));
     }
 
     #[test]
