@@ -175,8 +175,12 @@ impl Chaos {
         let is_about_running = |logged: &&Logged| match &logged.event {
             MembershipEvent::MemberUp(member)
             | MembershipEvent::MemberDown(member)
-            | MembershipEvent::MemberLeft(member)
-            | MembershipEvent::MemberChanged { new: member, .. } => running.contains(&member.addr),
+            | MembershipEvent::MemberLeft(member) => running.contains(&member.addr),
+            // Whoever hears that somebody remembers a later start of its own goes above it. No map
+            // changes.
+            MembershipEvent::MemberChanged { old, new } => {
+                running.contains(&new.addr) && old.with_generation(new.generation) != *new
+            }
             MembershipEvent::Joined
             | MembershipEvent::Isolated
             | MembershipEvent::SyncWanted { .. }

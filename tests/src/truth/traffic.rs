@@ -212,8 +212,8 @@ impl Traffic {
                 if let Some(flight) = self.flights.get_mut(&tag.sequence) {
                     flight.arrived.push(host.number);
                 }
-                let station = model.station(tag.source);
-                if tag.epoch == station.epoch() {
+                // A late frame may be the first that a node hears of a station.
+                if tag.epoch > model.heard(host.number, tag.source) {
                     model.hear(host.number, tag.source, tag.epoch, Instant::now());
                 } else if self.ignorant.get(&tag.source).is_some_and(|i| i.contains(&host.number)) {
                     model.mislead(host.number, tag.source, tag.epoch, Instant::now());
