@@ -1,5 +1,7 @@
 //! The commands.
 
+mod attempt;
+mod controls;
 mod metrics;
 mod seeds;
 
@@ -19,12 +21,14 @@ pub(crate) struct Cli {
 
 #[derive(clap::Subcommand, Debug)]
 enum Command {
+    Controls(controls::Args),
     Metrics(metrics::Args),
 }
 
 impl Cli {
     pub(crate) fn run(self) -> ExitCode {
         match self.command {
+            Some(Command::Controls(args)) => args.run(),
             Some(Command::Metrics(args)) => args.run(),
             None => self.seeds.run(),
         }

@@ -43,6 +43,11 @@ const BPF_TARGETS: [&str; 2] = ["programs", "verifier"];
 /// What a run without a tier does, cheapest first.
 const ALL: [Tier; 4] = [Tier::Lint, Tier::Unit, Tier::Bpf, Tier::Netns];
 
+/// Random clusters in each run of the unit tier, and how long they may take: those of 200 nodes take
+/// a minute, and are rare.
+const SEEDS: &str = "300";
+const SEEDS_LIMIT: Duration = Duration::from_mins(8);
+
 #[derive(Debug)]
 struct Row {
     tier: &'static str,
@@ -135,7 +140,18 @@ impl Run {
     }
 
     fn unit(&self) -> Result<Skipped> {
-        self.cargo_test(workspace::cargo().arg("test"), &[], tier_limit(Tier::Unit))
+        self.cargo_test(workspace::cargo().arg("test"), &[], tier_limit(Tier::Unit))?;
+        if self.filter.is_some() {
+            return Ok(None);
+        }
+        let sim = workspace::build_binary("marengo-sim", true)?;
+        let sim = |args: &[&str]| {
+            let mut command = exec::command(&sim.to_string_lossy());
+            exec::run_group(command.current_dir(workspace::root()).args(args), SEEDS_LIMIT)
+        };
+        sim(&["--seeds", SEEDS])?;
+        sim(&["controls"])?;
+        Ok(None)
     }
 
     fn sim(&self) -> Result<Skipped> {

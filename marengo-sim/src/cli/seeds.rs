@@ -1,8 +1,6 @@
 //! Without a subcommand: accidents at random, one cluster a seed.
 
 use std::{
-    cell::RefCell,
-    panic::{self, AssertUnwindSafe},
     process::ExitCode,
     sync::{
         Mutex,
@@ -13,7 +11,9 @@ use std::{
 };
 
 use marengo_core::control::Control;
-use marengo_sim::chaos::{self, Report, Settings};
+use marengo_sim::chaos::{Report, Settings};
+
+use super::attempt::{attempt, keep_what_panics_say};
 
 /// Clusters in trouble, each decided by its seed, until one breaks a promise.
 #[derive(clap::Args, Debug)]
@@ -44,11 +44,6 @@ pub(crate) struct Args {
     jobs: Option<usize>,
 }
 
-thread_local! {
-    /// What the last panic of this thread said.
-    static SAID: RefCell<String> = const { RefCell::new(String::new()) };
-}
-
 #[derive(Debug, Default)]
 struct Sum {
     runs: u64,
@@ -64,18 +59,7 @@ struct Sum {
 
 impl Args {
     pub(crate) fn run(self) -> ExitCode {
-        panic::set_hook(Box::new(|info| {
-            SAID.with_borrow_mut(|said| {
-                *said = match (info.payload().downcast_ref::<String>(), info.location()) {
-                    (Some(text), _)
-                        if text.starts_with("invariant") || text.starts_with("goal") =>
-                    {
-                        text.clone()
-                    }
-                    _ => info.to_string(),
-                };
-            });
-        }));
+        keep_what_panics_say();
         let settings = Settings {
             nodes: self.nodes,
             trace: self.verbose,
@@ -104,14 +88,13 @@ impl Args {
                             return;
                         }
                         let seed = from.wrapping_add(number);
-                        let result =
-                            panic::catch_unwind(AssertUnwindSafe(|| chaos::run(seed, settings)));
+                        let result = attempt(seed, settings);
                         let mut sum = sum.lock().expect("no panic holds this");
                         match result {
                             Ok(report) => sum.add(&report),
-                            Err(_panic) => {
+                            Err(said) => {
                                 sum.failed.push(seed);
-                                self.tell(seed);
+                                self.tell(seed, &said);
                                 if !self.keep_going {
                                     next.store(count, Ordering::Relaxed);
                                 }
@@ -125,8 +108,7 @@ impl Args {
     }
 
     /// Says what failed and how to see it again.
-    fn tell(&self, seed: u64) {
-        let said = SAID.with_borrow(Clone::clone);
+    fn tell(&self, seed: u64, said: &str) {
         println!("\nseed {seed} failed: {said}\nto replay: {}", self.replay(seed));
     }
 
