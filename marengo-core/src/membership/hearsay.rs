@@ -82,13 +82,16 @@ impl Hearsay {
 }
 
 impl Membership {
-    /// Somebody says that a member is dead.
+    /// Somebody says that a member is dead. If it is a later start of the member than this node has
+    /// heard of, the one that it knows is over, too.
     pub(super) fn note_hearsay(&mut self, now: Instant, of: &Identity) {
+        let Some(record) = self.roster.get(of.addr) else { return };
+        let known = &record.identity;
         let is_here = self.roster.is_active(of.addr)
-            && self.roster.get(of.addr).is_some_and(|record| record.identity == *of)
-            && !self.restarting.has(of);
+            && (known == of || known.generation < of.generation)
+            && !self.restarting.has(known);
         if is_here && self.config.has(Control::Hearsay) {
-            self.hearsay.heard(now, of);
+            self.hearsay.heard(now, known);
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use marengo_core::{
     control::{Control, Without},
+    members::MemberState,
     membership::MembershipEvent,
 };
 
@@ -81,9 +82,15 @@ fn without_forgiveness_a_suspended_node_declares_whom_it_suspected_down_on_wakin
     assert_ne!(wrong, 0, "the mechanism is off, and yet nobody was taken for failed");
 }
 
-/// Suspends the machine of node 1 of forty while node 2 crashes. Returns for how long node 1 then
-/// takes it still for alive.
-fn crash_during_a_suspension(seed: u64, suspended: u64, without: Without) -> Duration {
+/// Suspends the machine of node 1 of forty while node 2 crashes, `renewed` after the others had lost
+/// and found it: node 1 knows an earlier start of it. Returns for how long node 1 then takes it still
+/// for alive.
+fn crash_during_a_suspension(
+    seed: u64,
+    suspended: u64,
+    renewed: bool,
+    without: Without,
+) -> Duration {
     let mut world = World::new(seed, 40);
     world.nodes[1].config.without = without;
     for node in 0..40 {
@@ -93,6 +100,14 @@ fn crash_during_a_suspension(seed: u64, suspended: u64, without: Without) -> Dur
     // The pause between two exchanges has grown to its longest.
     world.run_for(secs(90));
     world.stop(1);
+    if renewed {
+        let others: Vec<usize> = (0..40).filter(|other| *other != 2).collect();
+        world.cut(&[2], &others);
+        world.run_for(secs(10));
+        world.heal_cuts();
+        world.run_for(secs(15));
+        assert_eq!(world.state(0, 2), Some(MemberState::Alive), "{world}");
+    }
     world.crash(2);
     world.run_for(secs(suspended));
     world.lose_inbox(1);
@@ -106,7 +121,7 @@ fn crash_during_a_suspension(seed: u64, suspended: u64, without: Without) -> Dur
 fn a_node_that_was_suspended_soon_finds_out_who_died_meanwhile() {
     each_seed(10, |seed| {
         for suspended in [20, 60] {
-            let took = crash_during_a_suspension(seed, suspended, Without::default());
+            let took = crash_during_a_suspension(seed, suspended, false, Without::default());
 
             measured(&format!("death known after a suspension of {suspended} s"), took);
             assert!(took <= secs(6), "seed {seed}: {took:?} after {suspended} s");
@@ -115,9 +130,19 @@ fn a_node_that_was_suspended_soon_finds_out_who_died_meanwhile() {
 }
 
 #[test]
+fn a_death_is_found_out_also_by_a_node_that_knows_an_earlier_start_of_the_dead() {
+    each_seed(10, |seed| {
+        let took = crash_during_a_suspension(seed, 20, true, Without::default());
+
+        measured("death of a later start known after a suspension", took);
+        assert!(took <= secs(6), "seed {seed}: {took:?}");
+    });
+}
+
+#[test]
 fn without_hearsay_a_node_that_was_suspended_probes_all_others_first() {
     let late = count_over_ten_seeds(|seed| {
-        let took = crash_during_a_suspension(seed, 60, Control::Hearsay.into());
+        let took = crash_during_a_suspension(seed, 60, false, Control::Hearsay.into());
         usize::from(took > secs(6))
     });
 
