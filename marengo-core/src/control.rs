@@ -42,11 +42,13 @@ pub enum Control {
     TellRestart,
     /// A member that others hold for dead is asked, and taken for dead if it does not answer.
     Hearsay,
+    /// Who was judged too long ago is judged again before it is taken out.
+    Rejudge,
 }
 
 impl Control {
     /// Every mechanism.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Generations,
         Self::Moves,
         Self::Witness,
@@ -63,6 +65,7 @@ impl Control {
         Self::TellLeave,
         Self::TellRestart,
         Self::Hearsay,
+        Self::Rejudge,
     ];
 
     /// The name that the flag takes.
@@ -84,6 +87,7 @@ impl Control {
             Self::TellLeave => "tell-leave",
             Self::TellRestart => "tell-restart",
             Self::Hearsay => "hearsay",
+            Self::Rejudge => "rejudge",
         }
     }
 }

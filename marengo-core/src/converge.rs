@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::op::Op;
+
 /// Why a round is due. It says that something changed, never what: the round finds that out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Cause {
@@ -29,6 +31,19 @@ pub enum Outcome {
     },
     /// Something could not be done; what could be is done.
     Failed,
+    /// What was left out is to be judged again: see [`is_overdue`].
+    Unfinished,
+}
+
+/// For so long after a round has judged who stays, it may take out who does not.
+const JUDGEMENT_HOLDS: Duration = Duration::from_secs(1);
+
+/// Whether a round that judged at `judged` comes too late to apply an operation.
+///
+/// A daemon may be stopped, or the kernel slow, in the middle of a plan. By the time that it goes
+/// on, the peer that it is about to take out may be back.
+pub fn is_overdue(op: &Op, judged: Instant, now: Instant) -> bool {
+    op.may_take_out() && now.saturating_duration_since(judged) > JUDGEMENT_HOLDS
 }
 
 /// Decides when the next round is due: at once when something happened, after a back-off when a
@@ -111,6 +126,10 @@ impl Converger {
                 self.due = now + back_off.min(self.interval);
                 self.cause = Cause::Retry;
             }
+            Outcome::Unfinished => {
+                self.due = now;
+                self.cause = Cause::Retry;
+            }
         }
     }
 }
@@ -164,6 +183,19 @@ mod tests {
         assert!(waits.is_sorted());
         assert_eq!(waits[0], FIRST_BACK_OFF);
         assert_eq!(waits[7], INTERVAL);
+    }
+
+    #[test]
+    fn who_was_judged_long_ago_is_judged_again_at_once() {
+        let (mut converger, judged) = settled();
+        let now = judged + JUDGEMENT_HOLDS + Duration::from_millis(1);
+        assert!(is_overdue(&Op::DeletePeer(1), judged, now));
+        assert!(!is_overdue(&Op::DeletePeer(1), judged, judged + JUDGEMENT_HOLDS));
+        assert!(!is_overdue(&Op::SetDeviceDown, judged, now));
+
+        converger.handle_outcome(now, Outcome::Unfinished);
+
+        assert_eq!(converger.due(now), Some(Cause::Retry));
     }
 
     fn settled() -> (Converger, Instant) {

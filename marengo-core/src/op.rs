@@ -133,6 +133,37 @@ impl Op {
             | Self::RemovePins => false,
         }
     }
+
+    /// The slot that this clears, if it clears one.
+    pub const fn deleted_peer(&self) -> Option<PeerIndex> {
+        if let Self::DeletePeer(index) = self { Some(*index) } else { None }
+    }
+
+    /// True for a write after which something may not be sent to a peer, or not be let in from it,
+    /// that was before.
+    pub const fn may_take_out(&self) -> bool {
+        match self {
+            Self::DeletePeer(_)
+            | Self::DeleteVtep(_)
+            | Self::PutFlood(..)
+            | Self::DeleteFlood(_) => true,
+            Self::WriteSettings(_)
+            | Self::PutPeer(..)
+            | Self::PutVtep(..)
+            | Self::CreateBridge { .. }
+            | Self::CreateDevice { .. }
+            | Self::FinishDevice
+            | Self::Rename { .. }
+            | Self::DeleteDevice
+            | Self::SetMtu { .. }
+            | Self::Enslave
+            | Self::SetUp(_)
+            | Self::SetDeviceDown
+            | Self::Attach(_)
+            | Self::Detach(_)
+            | Self::RemovePins => false,
+        }
+    }
 }
 
 impl fmt::Display for Link {

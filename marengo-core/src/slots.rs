@@ -42,6 +42,8 @@ pub struct Slots {
     /// Indexes that are free, but that an address in the kernel may still lead to: what came from
     /// there would be learnt behind the new holder.
     avoided: BTreeSet<PeerIndex>,
+    /// Slots that were freed since the kernel settled last.
+    freed: BTreeMap<PeerIndex, Slot>,
     /// Addresses that slots had before, and which one did. Whoever has such an address next may
     /// have sent from it before this node heard that the slot's holder is elsewhere.
     left: BTreeMap<IpAddr, PeerIndex>,
@@ -120,7 +122,9 @@ impl Slots {
             .map(|(index, _)| *index)
             .collect();
         for index in gone {
-            self.free(index);
+            if let Some(slot) = self.free(index) {
+                self.freed.insert(index, slot);
+            }
             self.avoided.insert(index);
         }
         self.without_slot.clear();
@@ -142,6 +146,24 @@ impl Slots {
     /// The kernel holds these slots and no others: freed indexes may be given out again.
     pub fn settled(&mut self) {
         self.avoided.clear();
+        self.freed.clear();
+        let by_index = &self.by_index;
+        self.left.retain(|_, index| by_index.contains_key(index));
+    }
+
+    /// Gives a freed slot that the kernel still has back to its holder, to be judged anew; unless
+    /// that one, or somebody else at its address, has another slot by now.
+    pub fn take_back(&mut self, index: PeerIndex) {
+        let Some(slot) = self.freed.remove(&index) else { return };
+        let is_rival = |other: &Slot| {
+            other.vtep == slot.vtep
+                || (other.data_plane.is_some() && other.data_plane == slot.data_plane)
+        };
+        let has_room = self.by_index.len() < self.max_peers;
+        if has_room && !self.by_index.values().any(is_rival) {
+            self.by_index.insert(index, slot);
+            self.flood.push(index);
+        }
     }
 
     /// The slots by index.
@@ -238,12 +260,11 @@ impl Slots {
         self.generation
     }
 
-    fn free(&mut self, index: PeerIndex) {
-        self.by_index.remove(&index);
-        self.left.retain(|_, slot| *slot != index);
+    fn free(&mut self, index: PeerIndex) -> Option<Slot> {
         if let Some(position) = self.flood.iter().position(|other| *other == index) {
             self.flood.swap_remove(position);
         }
+        self.by_index.remove(&index)
     }
 }
 

@@ -237,6 +237,11 @@ impl Witness {
         }
     }
 
+    /// A peer that was found silent has not been taken out: it is asked anew.
+    pub fn ask_anew(&mut self, index: PeerIndex) {
+        self.doubts.remove(&index);
+    }
+
     /// When to call [`Witness::judge`] and [`Witness::poll_ask`] next. `None`: nobody is doubted.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.doubts.values().filter(|doubt| !doubt.is_silent).map(|doubt| doubt.ask_at).min()

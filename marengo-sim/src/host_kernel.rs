@@ -206,13 +206,13 @@ impl HostKernel {
             }
             _ => None,
         };
-        let source = self.source();
+        let (source, was_whole) = (self.source(), self.is_whole());
         let before = before.map(|before| {
             let family = self.fake.state.settings.map_or(4, |settings| settings.family);
             (before, self.lets_in_for(now, before.address(family)))
         });
         self.fake.apply(op)?;
-        if self.source() != source {
+        if self.source() != source || self.is_whole() != was_whole {
             self.changed = now;
         }
         match op {
@@ -331,8 +331,8 @@ impl HostKernel {
             && state.hooks.contains(&hook)
     }
 
-    /// When another hand changed something last, the address that the programs send from changed, or
-    /// the machine was switched on.
+    /// When another hand changed something last, the device was opened or closed, the address that the
+    /// programs send from changed, or the machine was switched on.
     pub(crate) fn changed(&self) -> Instant {
         self.changed
     }

@@ -9,7 +9,8 @@ use std::{
 
 use marengo_common::PeerIndex;
 use marengo_core::{
-    converge::{Cause, Converger, Outcome},
+    control::{Control, Without},
+    converge::{Cause, Converger, Outcome, is_overdue},
     desired::desired,
     members::PeerTable,
     op::{Hook, Op},
@@ -39,7 +40,7 @@ enum Adoption {
 /// A round that has begun.
 #[derive(Debug)]
 enum Round {
-    Observing { until: Instant },
+    Observing { until: Instant, judged: Instant },
     Applying(Applying),
 }
 
@@ -47,12 +48,16 @@ enum Round {
 #[expect(clippy::struct_excessive_bools, reason = "what has gone wrong, each for itself")]
 struct Applying {
     until: Instant,
+    /// When it was judged who stays.
+    judged: Instant,
     want: DesiredState,
     ops: VecDeque<Op>,
     count: usize,
     /// The device was up when this round began.
     open: bool,
     failed: bool,
+    /// Who was to be taken out has to be judged again.
+    unfinished: bool,
     links_failed: bool,
     obstacle: bool,
     /// The kernel failed an operation that it should not.
@@ -68,6 +73,7 @@ pub struct Shell {
     witness: Witness,
     keep: BTreeSet<PeerIndex>,
     adopted: Adoption,
+    rejudges: bool,
     /// What was desired when the kernel was last as it should be.
     settled: Option<DesiredState>,
     round: Option<Round>,
@@ -85,9 +91,10 @@ impl Shell {
         now: Instant,
         kernel: &HostKernel,
         data_plane: DataPlane,
-        witness: WitnessConfig,
-        adopts: bool,
+        without: Without,
     ) -> Self {
+        let adopts = without.has(Control::Adoption);
+        let is_heard = without.has(Control::Witness);
         let (adopted, led_to, generation) =
             if adopts { kernel.adopted() } else { Default::default() };
         let adoption = if adopted.is_empty() { Adoption::Over } else { Adoption::Waiting };
@@ -98,9 +105,10 @@ impl Shell {
             data_plane,
             converger: Converger::new(now, INTERVAL),
             slots,
-            witness: Witness::new(witness),
+            witness: Witness::new(WitnessConfig { is_heard, ..WitnessConfig::DEFAULT }),
             keep: BTreeSet::new(),
             adopted: adoption,
+            rejudges: without.has(Control::Rejudge),
             settled: None,
             round: None,
             peers: PeerTable::default(),
@@ -156,7 +164,7 @@ impl Shell {
     /// When to call [`Shell::run`] next.
     pub(crate) fn deadline(&self) -> Instant {
         match &self.round {
-            Some(Round::Observing { until }) => return *until,
+            Some(Round::Observing { until, .. }) => return *until,
             Some(Round::Applying(round)) => return round.until,
             None => {}
         }
@@ -205,7 +213,7 @@ impl Shell {
             self.judge(now, kernel);
             self.slots.assign(self.peers.vouched(), &self.keep);
             let (time, _) = kernel.next_operation(rng);
-            self.round = Some(Round::Observing { until: now + time });
+            self.round = Some(Round::Observing { until: now + time, judged: now });
         }
         ask
     }
@@ -225,18 +233,20 @@ impl Shell {
 
     fn go_on(&mut self, now: Instant, round: Round, kernel: &mut HostKernel, rng: &mut StdRng) {
         let mut round = match round {
-            Round::Observing { .. } => {
+            Round::Observing { judged, .. } => {
                 let observed = kernel.observe();
                 let want = desired(&self.data_plane, &self.slots, observed.underlay_mtu);
                 let plan = plan(&want, observed);
                 self.settled = None;
                 Applying {
                     until: now,
+                    judged,
                     want,
                     count: plan.ops.len(),
                     ops: plan.ops.into(),
                     open: observed.device.as_ref().is_some_and(|device| device.up),
                     failed: false,
+                    unfinished: false,
                     links_failed: false,
                     obstacle: plan.obstacle.is_some(),
                     disturbed: false,
@@ -249,16 +259,32 @@ impl Shell {
                 round
             }
         };
-        while round.links_failed && round.ops.front().is_some_and(|op| !op.is_map_write()) {
+        while let Some(op) = round.ops.front() {
+            let is_late = self.rejudges && is_overdue(op, round.judged, now);
+            if is_late {
+                round.unfinished = true;
+                if let Some(index) = op.deleted_peer() {
+                    self.slots.take_back(index);
+                    self.witness.ask_anew(index);
+                }
+            }
+            let is_skipped = round.links_failed && !op.is_map_write();
+            if !is_late && !is_skipped {
+                break;
+            }
             round.ops.pop_front();
         }
         if round.ops.is_empty() {
             let failed = round.failed || round.obstacle;
-            let outcome =
-                if failed { Outcome::Failed } else { Outcome::Settled { ops: round.count } };
+            let outcome = match (failed, round.unfinished) {
+                (true, _) => Outcome::Failed,
+                (false, true) => Outcome::Unfinished,
+                (false, false) => Outcome::Settled { ops: round.count },
+            };
             self.converger.handle_outcome(now, outcome);
-            self.settled = (!failed).then_some(round.want);
-            if !failed {
+            let is_settled = matches!(outcome, Outcome::Settled { .. });
+            self.settled = is_settled.then_some(round.want);
+            if is_settled {
                 self.slots.settled();
             }
             self.rounds += 1;

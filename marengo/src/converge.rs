@@ -11,7 +11,8 @@ use std::{
 
 use marengo_common::PeerIndex;
 use marengo_core::{
-    converge::{Cause, Converger, Outcome},
+    control::{Control, Without},
+    converge::{Cause, Converger, Outcome, is_overdue},
     desired::desired,
     identity::DataPlaneId,
     members::PeerTable,
@@ -84,6 +85,8 @@ pub(crate) struct Converge {
     settled: Option<DesiredState>,
     last_error: Option<String>,
     contest: Contest,
+    /// Who was judged too long ago is judged again: always, but in a test of what that is good for.
+    rejudges: bool,
     repairs: u64,
     repair_told: Option<Instant>,
     repairs_untold: u64,
@@ -129,6 +132,7 @@ impl Converge {
             settled: None,
             last_error: None,
             contest: Contest::new(now, true),
+            rejudges: true,
             repairs: 0,
             repair_told: None,
             repairs_untold: 0,
@@ -212,12 +216,10 @@ impl Converge {
         if self.adopted == Adoption::Waiting && !peers.is_empty() {
             self.adopted = Adoption::Until(Instant::now() + KEEP_ADOPTED);
         }
+        let judged = Instant::now();
         self.assign(peers);
-        let result = self.converge(cause).await;
-        let outcome = match &result {
-            Ok(ops) => Outcome::Settled { ops: *ops },
-            Err(_) => Outcome::Failed,
-        };
+        let result = self.converge(cause, judged).await;
+        let outcome = *result.as_ref().unwrap_or(&Outcome::Failed);
         if self.settled.is_some() {
             self.slots.settled();
         }
@@ -296,6 +298,14 @@ impl Converge {
         self.kernel.take_program_log()
     }
 
+    /// Does without some mechanisms, for tests of what they are good for.
+    pub(crate) fn do_without(&mut self, without: Without) {
+        if !without.has(Control::Backoff) {
+            self.without_back_off();
+        }
+        self.rejudges = without.has(Control::Rejudge);
+    }
+
     /// Removes everything that this run made: for a start that fails.
     pub(crate) async fn undo(mut self) -> anyhow::Result<()> {
         let bridge = self.kernel.undo_bridge().await;
@@ -332,7 +342,8 @@ impl Converge {
         first.map_or(Ok(()), Err)
     }
 
-    async fn converge(&mut self, cause: Cause) -> anyhow::Result<usize> {
+    /// Makes the kernel what it should be. Who stays was judged at `judged`.
+    async fn converge(&mut self, cause: Cause, judged: Instant) -> anyhow::Result<Outcome> {
         if cause == Cause::Membership {
             debug!(peers = self.peer_names(), "current peers");
         }
@@ -345,17 +356,20 @@ impl Converge {
         let ops = self.judge(plan.ops, repairing);
         if let Some(obstacle) = plan.obstacle {
             self.settled = None;
-            self.apply(&ops, &observed).await?;
+            self.apply(&ops, &observed, judged).await?;
             anyhow::bail!("{obstacle}: remove it, or choose another bridge with --bridge");
         }
         self.settled = None;
-        self.apply(&ops, &observed).await?;
+        if !self.apply(&ops, &observed, judged).await? {
+            debug!(?cause, after = ?judged.elapsed(), "this took too long to take out anybody");
+            return Ok(Outcome::Unfinished);
+        }
         if !ops.is_empty() || cause == Cause::Membership {
             debug!(?cause, ops = ops.len(), peers = self.peer_names(),
                 tunnels = %self.data_plane.device, "converged");
         }
         self.settled = Some(want);
-        Ok(ops.len())
+        Ok(Outcome::Settled { ops: ops.len() })
     }
 
     /// Tells a repair; of many, some.
@@ -378,10 +392,17 @@ impl Converge {
     }
 
     /// Applies a plan. After a link or a program fails, no other link or program is touched in this
-    /// round, but maps are written: they belong to peers that may be reached already.
-    async fn apply(&mut self, ops: &[Op], observed: &ObservedState) -> anyhow::Result<()> {
+    /// round, but maps are written: they belong to peers that may be reached already. Returns false
+    /// if who was to be taken out has to be judged again.
+    async fn apply(
+        &mut self,
+        ops: &[Op],
+        observed: &ObservedState,
+        judged: Instant,
+    ) -> anyhow::Result<bool> {
         let mut first: Option<anyhow::Error> = None;
-        let mut links_failed = false;
+        let (mut links_failed, mut finished) = (false, true);
+        let mut overdue = Vec::new();
         // A slot is written only when its generation is known to be given out: a run that ends here
         // would give it out again.
         let mut generation = u32::MAX;
@@ -390,6 +411,11 @@ impl Converge {
                 continue;
             }
             if matches!(op, Op::PutPeer(_, entry) if entry.generation > generation) {
+                continue;
+            }
+            if self.rejudges && is_overdue(op, judged, Instant::now()) {
+                finished = false;
+                overdue.extend(op.deleted_peer());
                 continue;
             }
             debug!(op = %op, "apply");
@@ -405,7 +431,11 @@ impl Converge {
                 first.get_or_insert(failure);
             }
         }
-        first.map_or(Ok(()), Err)
+        for index in overdue {
+            self.slots.take_back(index);
+            self.doubts.ask_anew(index);
+        }
+        first.map_or(Ok(finished), Err)
     }
 
     /// Nothing stands at the door: close it.

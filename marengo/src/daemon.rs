@@ -140,9 +140,7 @@ async fn open_data_plane(
     let witness = WitnessConfig { is_heard: config.without.has(Control::Witness), ..witness };
     let interval = config.converge_interval;
     let mut converge = Converge::new(kernel, adopted, data_plane, interval, witness);
-    if !config.without.has(Control::Backoff) {
-        converge.without_back_off();
-    }
+    converge.do_without(config.without);
     if let Err(error) = converge.replace_misplaced().await {
         warn!(error = format!("{error:#}"), "could not replace what an earlier run left elsewhere");
     }

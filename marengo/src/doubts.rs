@@ -142,6 +142,11 @@ impl Doubts {
         self.cannot_ask = text;
     }
 
+    /// A peer that was found silent has not been taken out: it is asked anew.
+    pub(crate) fn ask_anew(&mut self, index: PeerIndex) {
+        self.witness.ask_anew(index);
+    }
+
     /// `held` and why, in a sentence, for a slot that is held.
     pub(crate) fn held(&self, index: PeerIndex) -> Option<String> {
         let (reason, since) = self.witness.held(index, Instant::now())?;

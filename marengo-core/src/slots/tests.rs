@@ -20,6 +20,27 @@ fn a_freed_slot_comes_back_with_a_generation_that_nobody_had() {
 }
 
 #[test]
+fn a_slot_that_was_not_taken_out_in_time_is_its_holders_again() {
+    let mut slots = Slots::new(8);
+    assign(&mut slots, &[("a", 1, 1), ("b", 2, 2), ("c", 3, 3)]);
+    slots.settled();
+    let before = slot_of(&slots, "b");
+    assign(&mut slots, &[("a", 1, 1), ("d", 3, 4)]);
+
+    slots.take_back(2);
+    slots.take_back(3);
+
+    assert_eq!(slot_of(&slots, "b"), before);
+    assert_eq!(slots.flood_chunks()[&0].peers.iter().filter(|peer| **peer == 2).count(), 1);
+    assert!(slots.get(3).is_none(), "its address has another holder");
+    // What the kernel has settled without is gone.
+    assign(&mut slots, &[("a", 1, 1), ("d", 3, 4)]);
+    slots.settled();
+    slots.take_back(2);
+    assert!(slots.get(2).is_none());
+}
+
+#[test]
 fn a_data_plane_takes_its_slot_along_to_another_address_and_name() {
     let mut slots = Slots::new(8);
     assign(&mut slots, &[("a", 1, 1), ("b", 2, 2)]);

@@ -4,11 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use marengo_common::Vni;
 use marengo_core::{
-    control::{Control, Without},
+    control::Without,
     identity::DataPlaneId,
     membership::Membership,
     settings::{DataPlane, IfName},
-    witness::WitnessConfig,
 };
 use rand::{SeedableRng as _, rngs::StdRng};
 
@@ -38,11 +37,8 @@ impl World {
         let kept = node.kernel.as_ref().map_or(kept, HostKernel::data_plane);
         let id = kept.unwrap_or_else(|| DataPlaneId::random(&mut rng));
         if let Some(kernel) = &node.kernel {
-            let is_heard = node.config.without.has(Control::Witness);
-            let witness = WitnessConfig { is_heard, ..WitnessConfig::DEFAULT };
-            let adopts = node.config.without.has(Control::Adoption);
             let data_plane = data_plane(node, id);
-            node.shell = Some(Shell::new(self.now, kernel, data_plane, witness, adopts));
+            node.shell = Some(Shell::new(self.now, kernel, data_plane, node.config.without));
         }
         let identity = node.identity(elapsed, id);
         let mut membership = Membership::new(self.now, node.config.clone(), identity, rng);

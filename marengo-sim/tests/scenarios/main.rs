@@ -10,6 +10,7 @@ mod leave;
 mod partition;
 mod renumber;
 mod restart;
+mod slow_kernel;
 mod stall;
 mod starved;
 

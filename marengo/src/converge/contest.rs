@@ -109,7 +109,7 @@ fn is_reported(object: Object) -> bool {
 
 impl Converge {
     /// Does without waiting in a fight: for a test of what that is good for.
-    pub(crate) fn without_back_off(&mut self) {
+    pub(super) fn without_back_off(&mut self) {
         self.contest.fights = Fights::new(false);
     }
 
