@@ -190,6 +190,9 @@ fn run(stage: &Stage, mut matrix: Vec<Fault>, sample: usize, case: Case) {
         }
         match case(stage, fault) {
             Ok(outcome) => {
+                if outcome.felt == 0 {
+                    eprintln!("not felt: {fault}");
+                }
                 felt += usize::from(outcome.felt > 0);
                 refused += usize::from(outcome.refused);
             }
@@ -253,11 +256,11 @@ fn a_start(stage: &Stage, fault: &Fault) -> Result<Outcome, String> {
         check(start.elapsed() < Duration::from_secs(15), "it neither answers nor ends")?;
         thread::sleep(Duration::from_millis(5));
     }
-    let felt = saboteur.failures();
     if node.is_running() {
-        lives_with_it(stage, &mut saboteur, round)?;
+        let felt = lives_with_it(stage, &mut saboteur, round)?;
         return Ok(Outcome { felt, refused: false });
     }
+    let felt = saboteur.failures();
     drop(saboteur);
     let status = node.wait_ended(Duration::from_secs(1));
     let log = node.log()[told..].to_owned();
