@@ -44,11 +44,17 @@ pub enum Control {
     Hearsay,
     /// Who was judged too long ago is judged again before it is taken out.
     Rejudge,
+    /// Between two rounds it is looked for what the kernel does not report.
+    Looks,
+    /// A device that an earlier start left half made is finished.
+    Finish,
+    /// After a failure there is a pause, and a longer one after each further one.
+    Pauses,
 }
 
 impl Control {
     /// Every mechanism.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::Generations,
         Self::Moves,
         Self::Witness,
@@ -66,6 +72,9 @@ impl Control {
         Self::TellRestart,
         Self::Hearsay,
         Self::Rejudge,
+        Self::Looks,
+        Self::Finish,
+        Self::Pauses,
     ];
 
     /// The name that the flag takes.
@@ -88,6 +97,9 @@ impl Control {
             Self::TellRestart => "tell-restart",
             Self::Hearsay => "hearsay",
             Self::Rejudge => "rejudge",
+            Self::Looks => "looks",
+            Self::Finish => "finish",
+            Self::Pauses => "pauses",
         }
     }
 }

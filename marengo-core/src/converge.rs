@@ -55,6 +55,7 @@ pub struct Converger {
     cause: Cause,
     /// Rounds that failed since the last one that did not.
     failures: u32,
+    first_back_off: Duration,
     last_round: Option<Instant>,
 }
 
@@ -69,7 +70,20 @@ const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
 impl Converger {
     /// The first round is due at once.
     pub fn new(now: Instant, interval: Duration) -> Self {
-        Self { interval, due: now, cause: Cause::Start, failures: 0, last_round: None }
+        Self {
+            interval,
+            due: now,
+            cause: Cause::Start,
+            failures: 0,
+            first_back_off: FIRST_BACK_OFF,
+            last_round: None,
+        }
+    }
+
+    /// Tries again at once after a failure: for a test of what the pauses are good for.
+    #[doc(hidden)]
+    pub fn without_pauses(&mut self) {
+        self.first_back_off = Duration::ZERO;
     }
 
     /// Says that something changed.
@@ -121,7 +135,7 @@ impl Converger {
                 self.cause = Cause::Resync;
             }
             Outcome::Failed => {
-                let back_off = FIRST_BACK_OFF.saturating_mul(1 << self.failures.min(10));
+                let back_off = self.first_back_off.saturating_mul(1 << self.failures.min(10));
                 self.failures = self.failures.saturating_add(1);
                 self.due = now + back_off.min(self.interval);
                 self.cause = Cause::Retry;

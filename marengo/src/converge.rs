@@ -304,6 +304,10 @@ impl Converge {
             self.without_back_off();
         }
         self.rejudges = without.has(Control::Rejudge);
+        self.contest.looks = without.has(Control::Looks);
+        if !without.has(Control::Pauses) {
+            self.converger.without_pauses();
+        }
     }
 
     /// Removes everything that this run made: for a start that fails.

@@ -23,7 +23,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result};
 use marengo_common::{DropCount, DropReason, Heard, PeerIndex, PeerStats, VtepKey};
 use marengo_core::{
-    control::Without,
+    control::{Control, Without},
     identity::DataPlaneId,
     op::{Hook, Link, Op},
     settings::DataPlane,
@@ -144,7 +144,11 @@ impl Kernel {
             bridge = self.links.find_renamed_bridge(&data_plane.bridge, ifindex).await?;
         }
         let (name, pin_dir) = (&data_plane.device, &self.config.pin_dir);
-        Ok((bridge, self.links.find_device(name, pin_dir).await?))
+        let mut device = self.links.find_device(name, pin_dir).await?;
+        if let Some(device) = &mut device {
+            device.finished |= !self.config.without.has(Control::Finish);
+        }
+        Ok((bridge, device))
     }
 
     async fn try_observe(&mut self, peers: &[IpAddr]) -> Result<ObservedState> {

@@ -45,6 +45,8 @@ impl fmt::Display for Round {
 pub struct Stage {
     pub mesh: Mesh,
     saboteur: &'static str,
+    /// More arguments for its daemon.
+    pub more: Vec<&'static str>,
     /// What there is without a daemon: the users' bridge.
     pub empty: HostState,
 }
@@ -59,7 +61,7 @@ impl Stage {
         let empty = HostState::of(node);
         mesh.node(2).start(&[]);
         mesh.node(2).address_bridge();
-        Self { mesh, saboteur, empty }
+        Self { mesh, saboteur, more: Vec::new(), empty }
     }
 
     /// The node that suffers.
@@ -67,14 +69,15 @@ impl Stage {
         self.mesh.node(1)
     }
 
-    fn args(&self) -> [String; 2] {
-        ["-j".to_owned(), self.mesh.node(2).seed()]
+    fn args(&self) -> Vec<String> {
+        let join = ["-j".to_owned(), self.mesh.node(2).seed()];
+        join.into_iter().chain(self.more.iter().map(|arg| (*arg).to_owned())).collect()
     }
 
     /// Starts its daemon.
     pub fn start(&self) {
         let args = self.args();
-        self.node().start(&[&args[0], &args[1]]);
+        self.node().start(&args.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
     /// Brings the node to where the round begins, sets the saboteur beside it, and begins.
@@ -88,7 +91,8 @@ impl Stage {
                 self.settle(&["node-2"]);
                 node.kill();
             }
-            return Saboteur::launch(self.saboteur, node, &[&args[0], &args[1]], order);
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            return Saboteur::launch(self.saboteur, node, &args, order);
         }
         self.start();
         if round == Round::PeerGoes {

@@ -43,6 +43,25 @@ fn killed_at_a_write_of_a_stop() {
     sweep(&[Round::Stop], 3);
 }
 
+#[test]
+fn without_finish_a_device_that_was_half_made_stays_so() {
+    require_root!();
+    let mut stage = Stage::set(SABOTEUR, Duration::from_mins(2));
+    let writes = play(&stage, Round::Start, None).writes;
+    let point = writes.iter().position(|write| write == "set alias").unwrap() + 1;
+    let killed = break_off(&stage, Round::Start, Some(point));
+    assert_eq!(killed.killed_at.as_deref(), Some("set alias"));
+
+    stage.more = vec!["--without", "finish"];
+    stage.start();
+
+    wait::stays("the mechanism is off", WITHIN, || stage.is_right(false, 1450).is_err());
+    stage.node().kill();
+    stage.more.clear();
+    stage.start();
+    wait::until("it is finished", WITHIN, || stage.is_right(false, 1450).is_ok());
+}
+
 /// Kills at `sample` points of each round, or at all.
 fn sweep(rounds: &[Round], sample: usize) {
     require_root!();
@@ -80,16 +99,15 @@ fn sweep(rounds: &[Round], sample: usize) {
     }
 }
 
+/// A round that was broken off.
 #[derive(Debug)]
-struct Played {
+struct BrokenOff {
     writes: Vec<String>,
     killed_at: Option<String>,
-    recovery: Duration,
 }
 
-/// Brings about a round, kills the daemon at its write number `point`, starts it again, and looks
-/// at everything.
-fn play(stage: &Stage, round: Round, point: Option<usize>) -> Played {
+/// Brings about a round, and kills the daemon at its write number `point`, or when all is written.
+fn break_off(stage: &Stage, round: Round, point: Option<usize>) -> BrokenOff {
     let node = stage.node();
     let order = point.map(|point| format!("kill {point}"));
     let saboteur = stage.bring_about(round, order.as_deref());
@@ -111,8 +129,22 @@ fn play(stage: &Stage, round: Round, point: Option<usize>) -> Played {
     } else {
         node.wait_ended(Duration::from_secs(1));
     }
-    let what = format!("{round}, killed at {point:?} ({killed_at:?})");
     stage.restore(round);
+    BrokenOff { writes, killed_at }
+}
+
+#[derive(Debug)]
+struct Played {
+    writes: Vec<String>,
+    killed_at: Option<String>,
+    recovery: Duration,
+}
+
+/// Breaks off a round, starts the daemon again, and looks at everything.
+fn play(stage: &Stage, round: Round, point: Option<usize>) -> Played {
+    let node = stage.node();
+    let BrokenOff { writes, killed_at } = break_off(stage, round, point);
+    let what = format!("{round}, killed at {point:?} ({killed_at:?})");
 
     stage.start();
     let answered = Instant::now();

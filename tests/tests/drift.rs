@@ -90,6 +90,20 @@ fn what_the_kernel_does_not_report_is_repaired_in_2_s_and_counted() {
 }
 
 #[test]
+fn without_looks_what_the_kernel_does_not_report_stays_undone() {
+    require_root!();
+    let mesh = Mesh::new(2);
+    mesh.start_all(&["--without", "looks", "--converge-interval", "1m"]);
+    let (node, peer) = (mesh.node(1), mesh.node(2));
+    // Routes that come up late have a round of their own.
+    std::thread::sleep(Duration::from_secs(3));
+
+    Maps::open(node).vteps.remove(&VtepKey::new(peer.underlay().into())).unwrap();
+
+    wait::stays("the mechanism is off", UNREPORTED, || Maps::open(node).vteps.iter().count() == 0);
+}
+
+#[test]
 fn detached_programs_are_attached_again_and_the_door_stays_shut_meanwhile() {
     require_root!();
     let (mesh, containers) = mesh();

@@ -96,6 +96,21 @@ fn every_write_of_a_round_may_fail() {
 }
 
 #[test]
+fn without_pauses_a_fault_keeps_the_daemon_busy() {
+    require_root!();
+    let mut stage = Stage::set(SABOTEUR, limit());
+    stage.more = vec!["--without", "pauses"];
+    let (round, write) = (Round::PeerJoins, "update marengo_vteps".to_owned());
+    let fault = Fault { round, write, errno: Errno::ENOMEM, nth: None, answered: false };
+
+    let outcome = a_round(&stage, &fault);
+
+    let why = outcome.expect_err("the mechanism is off, and yet it did not get busy");
+    assert!(why.contains(" rounds in ") || why.contains(" of processor in "), "{why}");
+    clean(&stage, round);
+}
+
+#[test]
 fn every_write_of_a_stop_may_fail() {
     require_root!();
     let stage = Stage::set(SABOTEUR, limit());
