@@ -220,14 +220,18 @@ impl Converge {
         self.assign(peers);
         let result = self.converge(cause, judged).await;
         let outcome = *result.as_ref().unwrap_or(&Outcome::Failed);
-        if self.settled.is_some() {
+        // What is waited with in a fight may be an address that leads to a freed slot.
+        if self.settled.is_some() && self.contest.held.is_empty() {
             self.slots.settled();
         }
         self.converger.handle_outcome(Instant::now(), outcome);
         if let Some(retry) = self.contest.retry.take() {
             self.converger.again_by(retry);
         }
-        self.note(result.as_ref().err());
+        // Neither a failure nor the end of one.
+        if outcome != Outcome::Unfinished {
+            self.note(result.as_ref().err());
+        }
         result.map(|_| ())
     }
 
