@@ -63,9 +63,8 @@ fn bridge_of_another_makes_way_for_the_one_that_has_the_name() {
     thread::sleep(Duration::from_millis(300));
     let old = node.namespace.ifindex(BRIDGE);
 
-    node.namespace.ip(&format!(
-        "link add waiting type bridge\nlink set {BRIDGE} name old\nlink set waiting name {BRIDGE}"
-    ));
+    node.namespace.ip("link add waiting type bridge");
+    take_name(node, &format!("ip link set {BRIDGE} name old"), "waiting", BRIDGE);
 
     wait::until("the device is in the bridge of the name", SOON, || {
         node.namespace.link(DEVICE).is_some_and(|link| link["master"] == BRIDGE)
@@ -98,13 +97,7 @@ fn foreign_link_in_the_place_of_ours_is_named_and_left_alone() {
     ] {
         thread::sleep(Duration::from_millis(300));
         node.namespace.ip("link add foreign type veth peer name other");
-        // The daemon may be quicker than the second command.
-        wait::until("the foreign link has the name", Duration::from_secs(5), || {
-            let mut command = node.namespace.command("sh");
-            let line = format!("ip link del {link}; ip link set foreign name {link}");
-            let status = command.args(["-c", &line]).stderr(std::process::Stdio::null()).status();
-            status.is_ok_and(|status| status.success())
-        });
+        take_name(node, &format!("ip link del {link}"), "foreign", link);
         let index = node.namespace.ifindex(link);
         node.wait_until("it says what stands in the way", SOON, |view| {
             view.status()["error"].as_str().is_some_and(|error| error.contains(words))
@@ -153,6 +146,17 @@ fn device_in_another_namespace_is_named_and_followed_when_it_is_gone_or_back() {
     assert!(node.stop().success());
     let left = HostState::of(node);
     assert_eq!((left.attachments, left.pins), (vec![], vec![]));
+}
+
+/// Gives a link the name that a command takes from another one. The daemon may be quicker, and give it
+/// back before.
+fn take_name(node: &Node, free: &str, link: &str, name: &str) {
+    wait::until("the other link has the name", Duration::from_secs(5), || {
+        let mut command = node.namespace.command("sh");
+        let line = format!("{free}; ip link set {link} name {name}");
+        let status = command.args(["-c", &line]).stderr(std::process::Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    });
 }
 
 /// What cannot be mended is tried now and then, told once, and costs next to nothing.
