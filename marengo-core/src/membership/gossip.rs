@@ -49,6 +49,7 @@ impl Membership {
         let mut payload = Payload::parse(body)?;
         let src = payload.header.src.clone();
         self.check_sender(now, from, &src)?;
+        self.hearsay.refuted(src.addr);
         let dst = payload.header.dst.clone();
         if dst.addr != self.identity.addr {
             if self.is_former_self(&dst) {
@@ -67,7 +68,6 @@ impl Membership {
             }
         }
         self.check_message(now, &payload)?;
-        self.hearsay.refuted(src.addr);
         if dst == self.identity {
             self.knows_our_address(src.addr);
             self.note_answer(src.addr, &payload.header.message);

@@ -109,7 +109,7 @@ impl Membership {
         }
         for addr in silent {
             let member = self.foca.iter_members().find(|member| member.id().addr == addr);
-            if let Some(member) = member.cloned() {
+            if let Some(member) = member.filter(|m| !self.restarting.has(m.id())).cloned() {
                 info!(node = %member.id(), "others hold it for dead, and it does not answer");
                 let (identity, incarnation) = (member.id().clone(), member.incarnation());
                 let down = Member::new(identity, incarnation, State::Down);
