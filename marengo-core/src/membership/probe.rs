@@ -62,8 +62,10 @@ impl Inquiries {
         self.0.values().map(|inquiry| inquiry.next_at).min()
     }
 
-    fn open(&mut self, now: Instant, addr: SocketAddr) {
-        self.0.entry(addr).or_insert(Inquiry { left: QUESTIONS, next_at: now });
+    /// A suspect is asked from then on, or from before if that was said already.
+    fn open(&mut self, from: Instant, addr: SocketAddr) {
+        let inquiry = self.0.entry(addr).or_insert(Inquiry { left: QUESTIONS, next_at: from });
+        inquiry.next_at = inquiry.next_at.min(from);
     }
 
     pub(super) fn retain(&mut self, is_suspect: impl Fn(SocketAddr) -> bool) {
@@ -144,12 +146,14 @@ impl Membership {
         let others = self.roster.active_count().max(1);
         let is_restarting =
             self.roster.get(addr).is_some_and(|record| self.restarting.has(&record.identity));
-        if self.config.has(Control::TellSuspects)
-            && !is_restarting
-            && self.rng.random_range(0..others) < ASKERS
-        {
-            self.inquiries.open(now, addr);
+        if !self.config.has(Control::TellSuspects) || is_restarting {
+            return;
         }
+        // The others wait: until then it is declared down, or they hear that it has refuted. Who
+        // missed both asks, too; nobody tells it again.
+        let is_asker = self.rng.random_range(0..others) < ASKERS;
+        let from = if is_asker { now } else { now + self.config.node_timeout * 2 };
+        self.inquiries.open(from, addr);
     }
 
     /// Asks suspects, and tells them that they are.
@@ -181,5 +185,28 @@ impl Membership {
             let data = envelope::emit(Kind::Gossip, &self.config.cluster, &payload);
             self.transmits.push_back(Transmit { to, data });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::testing::{identity, start};
+
+    #[test]
+    fn who_waits_to_ask_a_suspect_asks_at_once_when_it_suspects_it_itself() {
+        let (now, mut inquiries) = (start(), Inquiries::default());
+        let (pause, later) = (Duration::from_millis(100), now + Duration::from_secs(6));
+        let (one, two) = (identity(1).addr, identity(2).addr);
+        inquiries.open(later, one);
+        inquiries.open(later, two);
+        assert_eq!(inquiries.take_due(now, pause), []);
+
+        inquiries.open(now, one);
+
+        assert_eq!(inquiries.take_due(now, pause), [one]);
+        assert_eq!(inquiries.take_due(later, pause), [one, two]);
+        inquiries.retain(|_| false);
+        assert_eq!(inquiries.next_deadline(), None);
     }
 }
