@@ -1,6 +1,11 @@
 //! When to observe, plan and apply.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use marengo_common::FloodChunk;
 
 use crate::op::Op;
 
@@ -42,8 +47,13 @@ const JUDGEMENT_HOLDS: Duration = Duration::from_secs(1);
 ///
 /// A daemon may be stopped, or the kernel slow, in the middle of a plan. By the time that it goes
 /// on, the peer that it is about to take out may be back.
-pub fn is_overdue(op: &Op, judged: Instant, now: Instant) -> bool {
-    op.may_take_out() && now.saturating_duration_since(judged) > JUDGEMENT_HOLDS
+pub fn is_overdue(
+    op: &Op,
+    flood: &BTreeMap<u32, FloodChunk>,
+    judged: Instant,
+    now: Instant,
+) -> bool {
+    now.saturating_duration_since(judged) > JUDGEMENT_HOLDS && op.takes_out(flood)
 }
 
 /// Decides when the next round is due: at once when something happened, after a back-off when a
@@ -141,7 +151,7 @@ impl Converger {
                 self.cause = Cause::Retry;
             }
             Outcome::Unfinished => {
-                self.due = now;
+                self.due = now + KERNEL_SPACING;
                 self.cause = Cause::Retry;
             }
         }
@@ -150,6 +160,8 @@ impl Converger {
 
 #[cfg(test)]
 mod tests {
+    use marengo_common::FLOOD_CHUNK;
+
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(6);
@@ -200,16 +212,24 @@ mod tests {
     }
 
     #[test]
-    fn who_was_judged_long_ago_is_judged_again_at_once() {
+    fn who_was_judged_long_ago_is_judged_again_soon() {
         let (mut converger, judged) = settled();
         let now = judged + JUDGEMENT_HOLDS + Duration::from_millis(1);
-        assert!(is_overdue(&Op::DeletePeer(1), judged, now));
-        assert!(!is_overdue(&Op::DeletePeer(1), judged, judged + JUDGEMENT_HOLDS));
-        assert!(!is_overdue(&Op::SetDeviceDown, judged, now));
+        let chunk = |peers: &[u32]| {
+            let mut chunk = FloodChunk { peers: [0; FLOOD_CHUNK] };
+            chunk.peers[..peers.len()].copy_from_slice(peers);
+            chunk
+        };
+        let flood = BTreeMap::from([(0, chunk(&[1, 2]))]);
+        assert!(is_overdue(&Op::DeletePeer(1), &flood, judged, now));
+        assert!(!is_overdue(&Op::DeletePeer(1), &flood, judged, judged + JUDGEMENT_HOLDS));
+        assert!(!is_overdue(&Op::SetDeviceDown, &flood, judged, now));
+        assert!(is_overdue(&Op::PutFlood(0, chunk(&[1, 3])), &flood, judged, now));
+        assert!(!is_overdue(&Op::PutFlood(0, chunk(&[2, 1, 3])), &flood, judged, now));
 
         converger.handle_outcome(now, Outcome::Unfinished);
 
-        assert_eq!(converger.due(now), Some(Cause::Retry));
+        assert_eq!(converger.due(now + KERNEL_SPACING), Some(Cause::Retry));
     }
 
     fn settled() -> (Converger, Instant) {

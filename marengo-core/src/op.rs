@@ -1,6 +1,6 @@
 //! The whole vocabulary of kernel changes.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use marengo_common::{FloodChunk, PeerEntry, PeerIndex, Settings, VtepKey};
 
@@ -139,14 +139,14 @@ impl Op {
         if let Self::DeletePeer(index) = self { Some(*index) } else { None }
     }
 
-    /// True for a write after which something may not be sent to a peer, or not be let in from it,
-    /// that was before.
-    pub const fn may_take_out(&self) -> bool {
+    /// True for a write after which something is not sent to a peer, or not let in from it, that was
+    /// before. `flood` is the flood list in the kernel.
+    pub fn takes_out(&self, flood: &BTreeMap<u32, FloodChunk>) -> bool {
         match self {
-            Self::DeletePeer(_)
-            | Self::DeleteVtep(_)
-            | Self::PutFlood(..)
-            | Self::DeleteFlood(_) => true,
+            Self::DeletePeer(_) | Self::DeleteVtep(_) | Self::DeleteFlood(_) => true,
+            Self::PutFlood(position, chunk) => flood.get(position).is_some_and(|before| {
+                before.peers.iter().any(|peer| *peer != 0 && !chunk.peers.contains(peer))
+            }),
             Self::WriteSettings(_)
             | Self::PutPeer(..)
             | Self::PutVtep(..)

@@ -151,6 +151,16 @@ impl Slots {
         self.left.retain(|_, index| by_index.contains_key(index));
     }
 
+    /// The kernel does not have a freed slot any more.
+    pub fn taken_out(&mut self, index: PeerIndex) {
+        self.freed.remove(&index);
+    }
+
+    /// The slots that were freed and that the kernel may still have.
+    pub fn freed(&self) -> Vec<PeerIndex> {
+        self.freed.keys().copied().collect()
+    }
+
     /// Gives a freed slot that the kernel still has back to its holder, to be judged anew; unless
     /// that one, or somebody else at its address, has another slot by now.
     pub fn take_back(&mut self, index: PeerIndex) {

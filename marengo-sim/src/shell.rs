@@ -40,7 +40,7 @@ enum Adoption {
 /// A round that has begun.
 #[derive(Debug)]
 enum Round {
-    Observing { until: Instant, judged: Instant },
+    Observing { until: Instant, judged: Instant, fails: bool },
     Applying(Applying),
 }
 
@@ -212,8 +212,8 @@ impl Shell {
             }
             self.judge(now, kernel);
             self.slots.assign(self.peers.vouched(), &self.keep);
-            let (time, _) = kernel.next_operation(rng);
-            self.round = Some(Round::Observing { until: now + time, judged: now });
+            let (time, fails) = kernel.next_operation(rng);
+            self.round = Some(Round::Observing { until: now + time, judged: now, fails });
         }
         ask
     }
@@ -231,8 +231,22 @@ impl Shell {
         changed
     }
 
+    /// Gives a slot that was freed and is still in the kernel back to its holder, who is asked anew.
+    fn judge_again(&mut self, freed: PeerIndex) {
+        self.slots.take_back(freed);
+        self.witness.ask_anew(freed);
+    }
+
     fn go_on(&mut self, now: Instant, round: Round, kernel: &mut HostKernel, rng: &mut StdRng) {
         let mut round = match round {
+            Round::Observing { fails: true, .. } => {
+                for index in self.slots.freed() {
+                    self.judge_again(index);
+                }
+                self.converger.handle_outcome(now, Outcome::Failed);
+                self.rounds += 1;
+                return;
+            }
             Round::Observing { judged, .. } => {
                 let observed = kernel.observe();
                 let want = desired(&self.data_plane, &self.slots, observed.underlay_mtu);
@@ -253,19 +267,22 @@ impl Shell {
                 }
             }
             Round::Applying(mut round) => {
-                if let Some(op) = round.ops.pop_front() {
-                    round.apply(now, &op, kernel);
+                if let Some(op) = round.ops.pop_front()
+                    && round.apply(now, &op, kernel)
+                    && let Some(index) = op.deleted_peer()
+                {
+                    self.slots.taken_out(index);
                 }
                 round
             }
         };
         while let Some(op) = round.ops.front() {
-            let is_late = self.rejudges && is_overdue(op, round.judged, now);
+            let flood = &kernel.state().flood;
+            let is_late = self.rejudges && is_overdue(op, flood, round.judged, now);
             if is_late {
                 round.unfinished = true;
                 if let Some(index) = op.deleted_peer() {
-                    self.slots.take_back(index);
-                    self.witness.ask_anew(index);
+                    self.judge_again(index);
                 }
             }
             let is_skipped = round.links_failed && !op.is_map_write();
@@ -304,12 +321,13 @@ impl Shell {
 }
 
 impl Applying {
-    fn apply(&mut self, now: Instant, op: &Op, kernel: &mut HostKernel) {
-        if let Err(refusal) = kernel.apply(now, op) {
-            let excused = self.disturbed || kernel.was_meddled_with();
-            assert!(excused, "invariant: the kernel refused {op}: {refusal}");
-            self.fail(now, op, kernel);
-        }
+    /// Returns whether it is done.
+    fn apply(&mut self, now: Instant, op: &Op, kernel: &mut HostKernel) -> bool {
+        let Err(refusal) = kernel.apply(now, op) else { return true };
+        let excused = self.disturbed || kernel.was_meddled_with();
+        assert!(excused, "invariant: the kernel refused {op}: {refusal}");
+        self.fail(now, op, kernel);
+        false
     }
 
     fn fail(&mut self, now: Instant, op: &Op, kernel: &mut HostKernel) {

@@ -221,7 +221,8 @@ impl Converge {
         let result = self.converge(cause, judged).await;
         let outcome = *result.as_ref().unwrap_or(&Outcome::Failed);
         // What is waited with in a fight may be an address that leads to a freed slot.
-        if self.settled.is_some() && self.contest.held.is_empty() {
+        let is_settled = matches!(outcome, Outcome::Settled { .. });
+        if is_settled && self.contest.held.is_empty() {
             self.slots.settled();
         }
         self.converger.handle_outcome(Instant::now(), outcome);
@@ -356,7 +357,14 @@ impl Converge {
             debug!(peers = self.peer_names(), "current peers");
         }
         let vteps: Vec<IpAddr> = self.slots.iter().map(|(_, slot)| slot.vtep).collect();
-        let observed = self.kernel.observe(&vteps).await?;
+        let observed = match self.kernel.observe(&vteps).await {
+            Ok(observed) => observed,
+            Err(error) => {
+                // The next try may be far away.
+                self.judge_again(self.slots.freed());
+                return Err(error);
+            }
+        };
         let want = desired(&self.data_plane, &self.slots, observed.underlay_mtu);
         self.mtu = want.mtu;
         let plan = plan(&want, &observed);
@@ -421,7 +429,7 @@ impl Converge {
             if matches!(op, Op::PutPeer(_, entry) if entry.generation > generation) {
                 continue;
             }
-            if self.rejudges && is_overdue(op, judged, Instant::now()) {
+            if self.rejudges && is_overdue(op, &observed.flood, judged, Instant::now()) {
                 finished = false;
                 overdue.extend(op.deleted_peer());
                 continue;
@@ -437,13 +445,21 @@ impl Converge {
                     self.close_device().await;
                 }
                 first.get_or_insert(failure);
+            } else if let Some(index) = op.deleted_peer() {
+                self.slots.taken_out(index);
             }
         }
-        for index in overdue {
+        self.judge_again(overdue);
+        first.map_or(Ok(finished), Err)
+    }
+
+    /// Gives slots that were freed and are still in the kernel back to their holders, who are asked
+    /// anew.
+    fn judge_again(&mut self, freed: Vec<PeerIndex>) {
+        for index in freed {
             self.slots.take_back(index);
             self.doubts.ask_anew(index);
         }
-        first.map_or(Ok(finished), Err)
     }
 
     /// Nothing stands at the door: close it.
@@ -498,7 +514,9 @@ impl Converge {
         let drops = self.kernel.drops().unwrap_or_default();
         let (fights, fights_total) = self.contest.views(Instant::now());
         DataPlaneStatus {
-            converged: self.settled.is_some() && self.contest.held.is_empty(),
+            converged: self.settled.is_some()
+                && self.contest.held.is_empty()
+                && self.last_error.is_none(),
             repairs: self.repairs,
             rounds: self.rounds,
             mtu: self.mtu,
