@@ -153,7 +153,7 @@ impl Chaos {
             let waited = self.world.now - began;
             let within = match missing {
                 Missing::Peer(_) => WHOLE_WITHIN,
-                Missing::Tidiness(_, within) => {
+                Missing::Conflict(_, within) | Missing::Tidiness(_, within) => {
                     healed.get_or_insert(waited);
                     within
                 }
@@ -193,8 +193,8 @@ impl Chaos {
         while let Some(missing) = self.world.missing() {
             // Who has had an address before may have been heard of only after the mesh was full.
             let is_early = match missing {
-                Missing::Peer(_) => false,
-                Missing::Tidiness(_, within) => self.world.now - began < within,
+                Missing::Peer(_) | Missing::Tidiness(..) => false,
+                Missing::Conflict(_, within) => self.world.now - began < within,
             };
             assert!(is_early, "goal: the mesh did not stay full: {missing}\n{}", self.world);
             self.world.run_for(ms(100));

@@ -17,13 +17,15 @@ const PROMISES_END: Duration = secs(75);
 pub enum Missing {
     /// Somebody does not have somebody.
     Peer(String),
+    /// Somebody sees a conflict with who had an address before. It has so much time.
+    Conflict(String, Duration),
     /// All have all, and somebody has one more that is gone. It has so much time.
     Tidiness(String, Duration),
 }
 
 impl std::fmt::Display for Missing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Self::Peer(text) | Self::Tidiness(text, _)) = self;
+        let (Self::Peer(text) | Self::Conflict(text, _) | Self::Tidiness(text, _)) = self;
         f.write_str(text)
     }
 }
@@ -53,7 +55,7 @@ impl World {
             }
             for conflict in self.membership(node).conflicts() {
                 let text = format!("node{node} sees a conflict: {conflict}");
-                surplus.get_or_insert(Missing::Tidiness(text, PROMISES_END));
+                surplus.get_or_insert(Missing::Conflict(text, PROMISES_END));
             }
             match self.missing_in_maps(node, &running) {
                 Some(Missing::Tidiness(text, within)) => {
