@@ -30,6 +30,7 @@ pub mod rounds;
 pub mod sandbox;
 pub mod split;
 pub mod stream;
+mod tell;
 pub mod truth;
 pub mod view;
 pub mod wait;
@@ -37,5 +38,5 @@ mod watchdog;
 
 pub use self::{
     capture::Capture, container::Container, faults::Saboteur, host_state::HostState, mesh::Mesh,
-    netns::Namespace, node::Node, probe::Probe,
+    netns::Namespace, node::Node, probe::Probe, tell::tell,
 };

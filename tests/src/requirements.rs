@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::tell;
+
 /// Whether a test may run here. Says why if not; where skipping is forbidden
 /// (`MARENGO_REQUIRE_ROOT=1`) it panics.
 pub fn may_run() -> bool {
@@ -81,6 +83,6 @@ pub fn seed() -> u64 {
         |_| rand::random(),
         |text| text.parse().unwrap_or_else(|_| panic!("MARENGO_SEED is no number: {text:?}")),
     );
-    eprintln!("MARENGO_SEED={seed}");
+    tell(format_args!("MARENGO_SEED={seed}"));
     seed
 }

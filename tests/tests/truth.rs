@@ -10,7 +10,7 @@ use marengo_tests::{
     node::BRIDGE,
     packet::{self, BROADCAST, Encapsulated},
     packet_socket::PacketSocket,
-    require_root,
+    require_root, tell,
     truth::{self, Plan, Report, tables::Tables},
     wait,
 };
@@ -230,7 +230,7 @@ fn run(plan: &Plan) -> Report {
     let events = u32::try_from(plan.events).expect("a run is no longer than a day");
     let mesh = Mesh::within(HOSTS, Duration::from_mins(3) + plan.pace * 10 * events);
     let report = truth::run(&mesh, plan);
-    eprintln!("{report}");
+    tell(&report);
     report
 }
 
@@ -238,7 +238,7 @@ fn run(plan: &Plan) -> Report {
 /// violation.
 fn plan(events: usize, args: &[&str]) -> Plan {
     let seed = from_environment("MARENGO_SEED").unwrap_or_else(rand::random);
-    eprintln!("MARENGO_SEED={seed}");
+    tell(format_args!("MARENGO_SEED={seed}"));
     Plan {
         seed,
         events: from_environment("MARENGO_EVENTS").unwrap_or(events),

@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test ends with a panic")]
 
 use std::{
-    io::Write as _,
     net::IpAddr,
     thread,
     time::{Duration, Instant},
@@ -12,7 +11,7 @@ use std::{
 use aya::maps::{Array, Map, MapData};
 use marengo_common::{MapName, Settings};
 use marengo_tests::{
-    Mesh, Node, Probe, bpf::Maps, cpu_quota::CpuQuota, require_root, requirements::long, wait,
+    Mesh, Node, Probe, bpf::Maps, cpu_quota::CpuQuota, require_root, requirements::long, tell, wait,
 };
 use nix::sys::signal::Signal;
 
@@ -192,7 +191,7 @@ fn a_link_that_is_cut_while_its_peer_is_held_is_off_the_maps_in_time() {
             maps.lacks(IpAddr::V4(two.underlay()))
         });
 
-        tell("cut while held", args, took);
+        tell(format_args!("cut while held {args:?}: off the maps after {took:.2?}"));
         assert_eq!(maps.flood_list().len(), 1);
         assert!(one.log().contains("neither gossip nor the tunnel hears a peer"));
     }
@@ -213,19 +212,13 @@ fn a_link_that_is_cut_is_off_the_maps_in_time() {
             let took = wait::until("it is off all maps", Duration::from_secs(limit + 5), || {
                 maps.iter().all(|maps| maps.lacks(IpAddr::V4(two.underlay())))
             });
-            tell("cut", args, took);
+            tell(format_args!("cut {args:?}: off the maps after {took:.2?}"));
             all.push(took);
             two.restore_link();
             mesh.wait_converged();
         }
         assert!(all.iter().all(|took| *took <= Duration::from_secs(limit)), "{args:?}: {all:?}");
     }
-}
-
-/// Past libtest's capture: the numbers belong into every run's output.
-fn tell(what: &str, args: &[&str], took: Duration) {
-    let mut out = std::io::stderr().lock();
-    writeln!(out, "{what} {args:?}: off the maps after {took:.2?}").unwrap();
 }
 
 /// Another machine at a dead one's address sends and answers from there, and is no witness for it.

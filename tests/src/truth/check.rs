@@ -18,6 +18,9 @@ pub struct Checks {
     pub entries: u64,
     /// Of those, to a peer that was gone or had moved, within the bound.
     pub late: u64,
+    /// Entries that were learnt from a frame which the underlay had kept until another data plane had
+    /// its sender's address.
+    pub outlived: u64,
     /// The longest time for which something was kept that was gone, at nodes that were tended meanwhile.
     pub longest_kept: Duration,
     /// Live entries for addresses that are no station's.
@@ -50,9 +53,10 @@ impl Checks {
             .collect();
         learn_ids(hosts, model);
         let now = Instant::now();
+        let now_ns = monotonic_ns();
         let mut findings = Vec::new();
         for (number, dump) in &dumps {
-            self.judge(&hosts[*number], model, dump, stamps, now, &mut findings);
+            self.judge(&hosts[*number], model, dump, stamps, (now, now_ns), &mut findings);
         }
         self.rounds += 1;
         self.took += start.elapsed();
@@ -62,10 +66,10 @@ impl Checks {
     fn judge(
         &mut self,
         host: &Host<'_>,
-        model: &Model,
+        model: &mut Model,
         dump: &Dump,
         stamps: bool,
-        now: Instant,
+        (now, now_ns): (Instant, u64),
         findings: &mut Vec<Finding>,
     ) {
         let observer = host.observer();
@@ -84,7 +88,13 @@ impl Checks {
                 Judgement::Right => {}
                 Judgement::Late => self.late += 1,
                 Judgement::Wrong(reason) => {
-                    found(Some(station), format!("{entry:?} by {peer:?}: {reason}"));
+                    let age = Duration::from_nanos(now_ns.saturating_sub(entry.last_seen_ns));
+                    let arrived = now.checked_sub(age).unwrap_or(now);
+                    if model.outlived(host.number, station, target.address, arrived) {
+                        self.outlived += 1;
+                    } else {
+                        found(Some(station), format!("{entry:?} by {peer:?}: {reason}"));
+                    }
                 }
             }
         }
@@ -110,6 +120,13 @@ impl Checks {
             found(None, format!("{} has other maps: {:?}", model.planes[plane], dump.settings));
         }
     }
+}
+
+/// The clock that the programs stamp entries with.
+fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    let now = now.expect("every kernel has this clock");
+    u64::try_from(Duration::from(now).as_nanos()).expect("it has not run for 500 years")
 }
 
 /// Reads the names of data planes that have come up since.

@@ -19,6 +19,10 @@ pub(crate) type HostNumber = usize;
 /// For so long a station that left a node is not taken back there by its frames, and some more.
 pub(crate) const MOVE_HOLD: Duration = Duration::from_millis(280);
 
+/// A router keeps a frame for so long while it looks for the next hop: three questions, a second each;
+/// and some more.
+const UNDERLAY_KEEPS: Duration = Duration::from_secs(4);
+
 /// How long after a start that adopts, slots that nobody has claimed are kept.
 const ADOPTED_KEEP: Duration = Duration::from_secs(15);
 
@@ -50,6 +54,9 @@ struct Heard {
     epoch: u32,
     /// When the station was last heard from another host than before, and from which before.
     moved: Option<(Instant, HostNumber)>,
+    /// A frame came so late that somebody else had its sender's address by then, and was the last of
+    /// this epoch: where the station is believed to be since.
+    outlived: Option<(u32, IpAddr)>,
 }
 
 /// A container, as far as the network can tell.
@@ -63,6 +70,8 @@ pub(crate) struct Station {
     /// Whether it runs at its home: it was not removed, and the host has not lost its power.
     pub(crate) runs: bool,
     pub(crate) moved_at: Option<Instant>,
+    /// When it last sent something.
+    sent_at: Option<Instant>,
     heard: Vec<Heard>,
 }
 
@@ -145,6 +154,7 @@ impl Model {
             silent_at: None,
             runs: false,
             moved_at: None,
+            sent_at: None,
             heard: vec![Heard::default(); hosts],
         });
         Self {
@@ -176,6 +186,39 @@ impl Model {
         // Whatever its own node knew of others, the frame has passed there.
         self.hear(home.host, number, epoch, now);
         epoch
+    }
+
+    /// A station has sent something.
+    pub(crate) fn sent(&mut self, number: StationNumber, now: Instant) {
+        self.station_mut(number).sent_at = Some(now);
+    }
+
+    /// Whether a node may believe a station to be behind an address because of a frame that it got at
+    /// `arrived`: one that the underlay had kept until another data plane had its sender's address. A
+    /// frame names its sender by nothing else. The node believes so until it hears of a later epoch.
+    pub(crate) fn outlived(
+        &mut self,
+        at: HostNumber,
+        number: StationNumber,
+        address: IpAddr,
+        arrived: Instant,
+    ) -> bool {
+        let station = self.station(number);
+        let epoch = station.heard[at].epoch;
+        let Some(home) = station.home_in(epoch) else { return false };
+        let has_gone_from = |plane: &DataPlane| {
+            let is_home = plane.host == home.host && plane.boot == home.boot;
+            let gone = plane.died.filter(|_| plane.had(address)).or_else(|| plane.left(address));
+            is_home && gone.is_some_and(|gone| gone < arrived)
+        };
+        let was_kept = station
+            .sent_at
+            .is_some_and(|sent| arrived.saturating_duration_since(sent) < UNDERLAY_KEEPS);
+        let is_so = was_kept && self.planes.iter().any(has_gone_from);
+        if is_so {
+            self.station_mut(number).heard[at].outlived = Some((epoch, address));
+        }
+        is_so
     }
 
     /// A frame of a station has passed a node's programs.
@@ -322,6 +365,9 @@ impl Model {
         now: Instant,
     ) -> Judgement {
         let station = self.station(number);
+        if station.heard[observer.host].outlived == Some((heard, target.address)) {
+            return Judgement::Late;
+        }
         let from = (heard as usize).saturating_sub(1);
         let owns = |plane: &DataPlane| -> bool {
             let homes = station.homes.get(from..).unwrap_or_default();
@@ -480,6 +526,32 @@ mod tests {
         target.id = Some(99);
         assert!(matches!(judge(&model, 2, target, start), Judgement::Wrong(_)));
         assert_eq!(judge(&model, 2, at(0), start), Judgement::Late);
+    }
+
+    #[test]
+    fn a_frame_that_outlived_its_senders_address_is_believed_until_the_station_is_heard_again() {
+        let (mut model, start) = model();
+        model.settle(0, home(0), start);
+        model.sent(0, start);
+        model.hear(2, 0, 1, start);
+        let dead = start + Duration::from_millis(100);
+        model.power_off(0, dead);
+        let mut next = model.planes[0].clone();
+        (next.boot, next.id, next.died) = (2, Some(99), None);
+        model.planes.push(next);
+        let target = Target { id: Some(99), ..at(0) };
+
+        // Such a frame came before its sender was gone, or too long after it was sent.
+        assert!(!model.outlived(2, 0, target.address, start));
+        assert!(!model.outlived(2, 0, target.address, start + UNDERLAY_KEEPS));
+        assert!(!model.outlived(2, 0, at(1).address, dead + Duration::from_millis(1)));
+        assert!(matches!(judge(&model, 2, target, dead), Judgement::Wrong(_)));
+
+        assert!(model.outlived(2, 0, target.address, dead + Duration::from_millis(1)));
+        assert_eq!(judge(&model, 2, target, dead + BOUND * 2), Judgement::Late);
+        model.settle(0, home(1), dead + BOUND * 2);
+        model.hear(2, 0, 2, dead + BOUND * 2);
+        assert!(matches!(judge(&model, 2, target, dead + BOUND * 2), Judgement::Wrong(_)));
     }
 
     #[test]

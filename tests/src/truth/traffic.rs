@@ -107,6 +107,7 @@ impl Traffic {
         let sequence = self.number();
         let tag = Tag { source: station, destination: station, epoch, sequence };
         put(&hosts[home.host], way, &tag.announcement(address(station)));
+        model.sent(station, Instant::now());
         model.hear(home.host, station, epoch, Instant::now());
         self.frames.announced += 1;
         self.drain(hosts, model);
@@ -186,6 +187,7 @@ impl Traffic {
             },
         );
         put(host, way, &tag.unicast());
+        model.sent(source, Instant::now());
         self.frames.sent += 1;
         self.drain(hosts, model);
         tag.sequence
