@@ -23,6 +23,10 @@ use self::accident::{Accident, End};
 const WHOLE_WITHIN: Duration = secs(15);
 /// For so long it is then watched.
 const WATCHED: Duration = secs(10);
+/// The most that passes between the starts of two machines.
+const BETWEEN_STARTS_MS: u64 = 1000;
+/// All machines have started within so long, however many they are.
+const STARTED_WITHIN_MS: u64 = 40_000;
 
 /// What is chosen by hand for a run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,8 +83,8 @@ impl Chaos {
             0..600 => script.random_range(2..=5),
             600..900 => script.random_range(6..=10),
             900..985 => script.random_range(11..=25),
-            985..=998 => script.random_range(30..=60),
-            _ => 200,
+            985..=997 => script.random_range(26..=60),
+            _ => script.random_range(61..=200),
         });
         let options = Options {
             data_planes: true,
@@ -97,9 +101,10 @@ impl Chaos {
 
     fn begin(&mut self) {
         let count = self.world.nodes.len();
+        let most = (STARTED_WITHIN_MS / count.max(1) as u64).clamp(1, BETWEEN_STARTS_MS);
         for node in 0..count {
             if self.script.random_bool(0.5) {
-                let pause = self.script.random_range(0..1000);
+                let pause = self.script.random_range(0..most);
                 self.world.run_for(ms(pause));
             }
             self.start(node);
@@ -149,7 +154,7 @@ impl Chaos {
         self.make_peace();
         let began = self.world.now;
         let mut healed = None;
-        while let Some(missing) = self.world.missing() {
+        while let Some(missing) = self.missing() {
             let waited = self.world.now - began;
             let within = match missing {
                 Missing::Peer(_) => WHOLE_WITHIN,
@@ -190,7 +195,7 @@ impl Chaos {
         };
         let news = self.world.reports(since).filter(is_about_running).count();
         assert!(news == 0, "goal: {news} changes of state in peace\n{}", self.world);
-        while let Some(missing) = self.world.missing() {
+        while let Some(missing) = self.missing() {
             // Who has had an address before may have been heard of only after the mesh was full.
             let is_early = match missing {
                 Missing::Peer(_) | Missing::Tidiness(..) => false,
@@ -209,6 +214,17 @@ impl Chaos {
             datagrams: self.world.traffic.datagrams,
             frames: self.world.frames.sent,
             strayed: self.world.frames.strayed,
+        }
+    }
+
+    /// What is missing for a full mesh, but for what a round that is going on is about to do.
+    fn missing(&mut self) -> Option<Missing> {
+        match self.world.missing() {
+            Some(Missing::Peer(_)) => {
+                self.world.run_for(ms(20));
+                self.world.missing()
+            }
+            missing => missing,
         }
     }
 

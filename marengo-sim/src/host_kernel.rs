@@ -27,6 +27,9 @@ use crate::fake_kernel::FakeKernel;
 /// A station of the overlay, by its number.
 pub type Station = u32;
 
+/// Measured on the real one, with a thousand slots: `docs/benchmarks.md`.
+const READING_A_SLOT: Duration = Duration::from_micros(3);
+
 /// How a kernel treats its users.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Mood {
@@ -188,6 +191,11 @@ impl HostKernel {
             (*index, slot)
         });
         (slots.collect(), state.vteps.values().copied().collect(), settings.generation)
+    }
+
+    /// How long a kernel in a good mood takes to tell what it holds.
+    pub(crate) fn reading_time(&self) -> Duration {
+        READING_A_SLOT * u32::try_from(self.fake.state.peers.len()).unwrap_or(u32::MAX)
     }
 
     /// How long the next operation takes, and whether it fails.

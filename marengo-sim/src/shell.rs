@@ -213,7 +213,8 @@ impl Shell {
             self.judge(now, kernel);
             self.slots.assign(self.peers.vouched(), &self.keep);
             let (time, fails) = kernel.next_operation(rng);
-            self.round = Some(Round::Observing { until: now + time, judged: now, fails });
+            let until = now + time + kernel.reading_time();
+            self.round = Some(Round::Observing { until, judged: now, fails });
         }
         ask
     }

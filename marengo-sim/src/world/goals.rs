@@ -37,9 +37,9 @@ impl World {
         let running = self.running();
         let mut surplus = None;
         for &node in &running {
+            let peers = self.membership(node).peers();
             for &other in running.iter().filter(|other| **other != node) {
                 let wanted = self.membership(other).identity();
-                let peers = self.membership(node).peers();
                 let Some(peer) = peers.get(wanted.addr) else {
                     return Some(Missing::Peer(format!("node{node} does not know node{other}")));
                 };

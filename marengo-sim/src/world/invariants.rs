@@ -38,13 +38,13 @@ impl World {
         let highest = state.peers.values().map(|peer| peer.generation).max().unwrap_or(0);
         let noted = state.settings.map_or(0, |settings| settings.generation);
         assert!(highest <= noted, "invariant: generation {highest} is not noted\n{self}");
-        self.check_stations(index, kernel);
     }
 
-    /// A valid entry points to the data plane that the station's frame came from, unless this node
+    /// After each step of a round: a valid entry points to the data plane that the station's frame came from, unless this node
     /// has not heard yet that somebody else has the address that the frame came from. One that
     /// points to a data plane that is no more is void when that is noticed.
-    fn check_stations(&self, index: usize, kernel: &HostKernel) {
+    pub(super) fn check_stations(&self, index: usize) {
+        let Some(kernel) = &self.nodes[index].kernel else { return };
         let state = kernel.state();
         for (station, learnt) in &kernel.macs {
             let Some(slot) = kernel.slot(&learnt.entry) else { continue };

@@ -123,6 +123,7 @@ impl World {
                 self.send(index, vtep, &Inner::Question);
             }
             self.check_cleared(index);
+            self.check_stations(index);
             if is_over {
                 self.check_maps(index);
             }
