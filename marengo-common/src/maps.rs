@@ -188,6 +188,8 @@ impl Heard {
             return None;
         }
         let ticks = Self::tick(now_ns).wrapping_sub(tick) & !Self::STRANGER;
+        // Heard since the clock was read.
+        let ticks = if ticks > Self::STRANGER - 16 { 0 } else { ticks };
         Some((ticks as u64) << Self::SHIFT)
     }
 }
@@ -381,6 +383,8 @@ mod tests {
         assert_eq!(Heard::default().ago_ns(second), None);
         let ago = heard.ago_ns(92 * second).unwrap();
         assert!((1_900_000_000..2_100_000_000).contains(&ago), "{ago}");
+
+        assert_eq!(heard.ago_ns(90 * second - 500_000_000), Some(0), "read before it was heard");
 
         let stranger = Heard::answer(tick, false);
         assert!(stranger.is_stranger() && stranger.frame(tick + 1).is_stranger());

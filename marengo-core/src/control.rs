@@ -50,11 +50,15 @@ pub enum Control {
     Finish,
     /// After a failure there is a pause, and a longer one after each further one.
     Pauses,
+    /// An answer of another data plane at a peer's address is no sign of the peer.
+    Strangers,
+    /// Maps of another layout are filled with what the former ones held.
+    CarryOver,
 }
 
 impl Control {
     /// Every mechanism.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Generations,
         Self::Moves,
         Self::Witness,
@@ -75,6 +79,8 @@ impl Control {
         Self::Looks,
         Self::Finish,
         Self::Pauses,
+        Self::Strangers,
+        Self::CarryOver,
     ];
 
     /// The name that the flag takes.
@@ -100,6 +106,8 @@ impl Control {
             Self::Looks => "looks",
             Self::Finish => "finish",
             Self::Pauses => "pauses",
+            Self::Strangers => "strangers",
+            Self::CarryOver => "carry-over",
         }
     }
 }
@@ -126,6 +134,9 @@ impl FromStr for Control {
 pub struct Without(u32);
 
 impl Without {
+    /// A node that has everything.
+    pub const NOTHING: Self = Self(0);
+
     /// Whether the node has the mechanism.
     pub const fn has(self, control: Control) -> bool {
         self.0 & (1 << control as u32) == 0

@@ -24,6 +24,7 @@ pub mod control;
 pub mod converge;
 pub mod desired;
 pub mod fights;
+pub mod flood_list;
 pub mod identity;
 pub mod members;
 pub mod membership;

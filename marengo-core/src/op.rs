@@ -139,6 +139,16 @@ impl Op {
         if let Self::DeletePeer(index) = self { Some(*index) } else { None }
     }
 
+    /// True for a write that makes valid what will be learnt behind a slot from now on, and void what
+    /// was before. `peers` are the slots in the kernel.
+    ///
+    /// What comes from an address that leads to the wrong slot is to be void afterwards: such a
+    /// write has no place in a round in which an address could not be written.
+    pub fn raises_generation(&self, peers: &BTreeMap<PeerIndex, PeerEntry>) -> bool {
+        let Self::PutPeer(index, entry) = self else { return false };
+        peers.get(index).is_some_and(|before| before.generation != entry.generation)
+    }
+
     /// True for a write after which something is not sent to a peer, or not let in from it, that was
     /// before. `flood` is the flood list in the kernel.
     pub fn takes_out(&self, flood: &BTreeMap<u32, FloodChunk>) -> bool {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use marengo_common::Settings;
+use marengo_common::{PeerEntry, PeerIndex, Settings};
 
 use crate::{
     op::{Hook, Link, Op},
@@ -39,8 +39,9 @@ impl fmt::Display for Obstacle {
 
 /// Returns the operations that turn `observed` into `desired`, in the order to apply them.
 ///
-/// The device's lock comes first, and the programs are in place before it comes up; slots, addresses and flood entries are
-/// added before others are removed, so traffic with a peer that stays is never interrupted. Any
+/// The device's lock comes first, and the programs are in place before it comes up; slots, addresses
+/// and flood entries are added before others are removed, so traffic with a peer that stays is never
+/// interrupted. Any
 /// part of the plan may be applied and a new plan made: it leads to the same end.
 pub fn plan(desired: &DesiredState, observed: &ObservedState) -> Plan {
     let obstacle = obstacle(observed);
@@ -198,17 +199,23 @@ fn plan_programs(
     }
 }
 
+/// New slots before the addresses that lead to them. The slots that stay behind the addresses: the
+/// generation of one whose former address another has is raised only when nothing that comes from
+/// there is learnt behind it any more.
 fn plan_maps(desired: &DesiredState, observed: &ObservedState, ops: &mut Vec<Op>) {
-    for (index, entry) in &desired.peers {
-        if observed.peers.get(index) != Some(entry) {
-            ops.push(Op::PutPeer(*index, *entry));
-        }
-    }
+    let put = |(index, entry): (&PeerIndex, &PeerEntry)| Op::PutPeer(*index, *entry);
+    let (changed, new): (Vec<_>, Vec<_>) = desired
+        .peers
+        .iter()
+        .filter(|(index, entry)| observed.peers.get(index) != Some(entry))
+        .partition(|(index, _)| observed.peers.contains_key(index));
+    ops.extend(new.into_iter().map(put));
     for (vtep, index) in &desired.vteps {
         if observed.vteps.get(vtep) != Some(index) {
             ops.push(Op::PutVtep(*vtep, *index));
         }
     }
+    ops.extend(changed.into_iter().map(put));
     for (position, chunk) in &desired.flood {
         if observed.flood.get(position) != Some(chunk) {
             ops.push(Op::PutFlood(*position, *chunk));

@@ -11,9 +11,12 @@ use std::{
     net::IpAddr,
 };
 
-use marengo_common::{FLOOD_CHUNK, FloodChunk, PeerIndex};
+use marengo_common::{FloodChunk, PeerIndex};
 
-use crate::identity::{DataPlaneId, Identity, NodeName};
+use crate::{
+    flood_list::{FloodList, FloodPlace},
+    identity::{DataPlaneId, Identity, NodeName},
+};
 
 /// A peer's place in the data plane.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -32,9 +35,7 @@ pub struct Slot {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Slots {
     by_index: BTreeMap<PeerIndex, Slot>,
-    /// Positions of the flood list. A peer that goes leaves its position to the last one, so that
-    /// its departure changes two entries at most.
-    flood: Vec<PeerIndex>,
+    flood: FloodList,
     generation: u32,
     max_peers: usize,
     /// Peers that found no free slot.
@@ -42,8 +43,8 @@ pub struct Slots {
     /// Indexes that are free, but that an address in the kernel may still lead to: what came from
     /// there would be learnt behind the new holder.
     avoided: BTreeSet<PeerIndex>,
-    /// Slots that were freed since the kernel settled last.
-    freed: BTreeMap<PeerIndex, Slot>,
+    /// Slots that were freed since the kernel settled last, and their places on the flood list.
+    freed: BTreeMap<PeerIndex, (Slot, Option<FloodPlace>)>,
     /// Addresses that slots had before, and which one did. Whoever has such an address next may
     /// have sent from it before this node heard that the slot's holder is elsewhere.
     left: BTreeMap<IpAddr, PeerIndex>,
@@ -58,11 +59,16 @@ impl Slots {
         Self { max_peers: max_peers as usize, ..Self::default() }
     }
 
-    /// Takes over what an earlier run left in the kernel: slots, and the highest generation given
-    /// out. They have no names until [`Slots::assign`] sees their peers.
+    /// Takes over what an earlier run left in the kernel: slots, the flood list by place, and the
+    /// highest generation given out. They have no names until [`Slots::assign`] sees their peers.
     ///
     /// A run that ended half-way may have left two slots at one address: the later one stays.
-    pub fn adopt(&mut self, slots: impl IntoIterator<Item = (PeerIndex, Slot)>, generation: u32) {
+    pub fn adopt(
+        &mut self,
+        slots: impl IntoIterator<Item = (PeerIndex, Slot)>,
+        flood: &[PeerIndex],
+        generation: u32,
+    ) {
         self.generation = self.generation.max(generation);
         for (index, slot) in slots {
             self.generation = self.generation.max(slot.generation);
@@ -71,12 +77,22 @@ impl Slots {
                 if other.generation > slot.generation {
                     continue;
                 }
-                self.free(rival);
+                self.by_index.remove(&rival);
             }
             if index != 0 && self.by_index.len() < self.max_peers {
                 self.by_index.insert(index, slot);
-                self.flood.push(index);
             }
+        }
+        let has_slot = |index| self.by_index.contains_key(&index);
+        self.flood = FloodList::adopt(flood, self.max_peers, has_slot);
+        for index in self
+            .by_index
+            .keys()
+            .filter(|index| !self.flood.has(**index))
+            .copied()
+            .collect::<Vec<_>>()
+        {
+            self.flood.add(index, self.max_peers);
         }
     }
 
@@ -122,8 +138,8 @@ impl Slots {
             .map(|(index, _)| *index)
             .collect();
         for index in gone {
-            if let Some(slot) = self.free(index) {
-                self.freed.insert(index, slot);
+            if let Some(slot) = self.by_index.remove(&index) {
+                self.freed.insert(index, (slot, self.flood.remove(index)));
             }
             self.avoided.insert(index);
         }
@@ -147,6 +163,7 @@ impl Slots {
     pub fn settled(&mut self) {
         self.avoided.clear();
         self.freed.clear();
+        self.flood.settled();
         let by_index = &self.by_index;
         self.left.retain(|_, index| by_index.contains_key(index));
     }
@@ -164,7 +181,7 @@ impl Slots {
     /// Gives a freed slot that the kernel still has back to its holder, to be judged anew; unless
     /// that one, or somebody else at its address, has another slot by now.
     pub fn take_back(&mut self, index: PeerIndex) {
-        let Some(slot) = self.freed.remove(&index) else { return };
+        let Some((slot, place)) = self.freed.remove(&index) else { return };
         let is_rival = |other: &Slot| {
             other.vtep == slot.vtep
                 || (other.data_plane.is_some() && other.data_plane == slot.data_plane)
@@ -172,7 +189,10 @@ impl Slots {
         let has_room = self.by_index.len() < self.max_peers;
         if has_room && !self.by_index.values().any(is_rival) {
             self.by_index.insert(index, slot);
-            self.flood.push(index);
+            match place {
+                Some(place) => self.flood.put_back(index, place, self.max_peers),
+                None => self.flood.add(index, self.max_peers),
+            }
         }
     }
 
@@ -198,14 +218,7 @@ impl Slots {
 
     /// The flood list as the map holds it.
     pub fn flood_chunks(&self) -> BTreeMap<u32, FloodChunk> {
-        (0..)
-            .zip(self.flood.chunks(FLOOD_CHUNK))
-            .map(|(position, peers)| {
-                let mut chunk = FloodChunk { peers: [0; FLOOD_CHUNK] };
-                chunk.peers[..peers.len()].copy_from_slice(peers);
-                (position, chunk)
-            })
-            .collect()
+        self.flood.chunks()
     }
 
     /// Gives a slot to its peer.
@@ -259,7 +272,7 @@ impl Slots {
             generation,
         };
         self.by_index.insert(index, slot);
-        self.flood.push(index);
+        self.flood.add(index, self.max_peers);
     }
 
     /// A generation that no slot ever had.
@@ -268,13 +281,6 @@ impl Slots {
         // taken for a later one's only if it were still in the LRU table.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         self.generation
-    }
-
-    fn free(&mut self, index: PeerIndex) -> Option<Slot> {
-        if let Some(position) = self.flood.iter().position(|other| *other == index) {
-            self.flood.swap_remove(position);
-        }
-        self.by_index.remove(&index)
     }
 }
 

@@ -27,6 +27,7 @@ use std::{
 use marengo_common::PeerIndex;
 
 use crate::{
+    control::{Control, Without},
     identity::{DataPlaneId, NodeName},
     members::{PeerTable, Standing},
     slots::{Slot, Slots},
@@ -41,9 +42,9 @@ pub struct WitnessConfig {
     pub ask_heard_every: Duration,
     /// A peer that is asked all this time and not heard is silent.
     pub silence: Duration,
-    /// For tests: false takes gossip's word alone.
+    /// What a test takes away.
     #[doc(hidden)]
-    pub is_heard: bool,
+    pub without: Without,
 }
 
 impl WitnessConfig {
@@ -54,14 +55,14 @@ impl WitnessConfig {
         ask_every: Duration::from_millis(150),
         ask_heard_every: Duration::from_millis(500),
         silence: Duration::from_millis(1500),
-        is_heard: true,
+        without: Without::NOTHING,
     };
     /// For underlays that lose next to nothing.
     pub const FAST: Self = Self {
         ask_every: Duration::from_millis(40),
         ask_heard_every: Duration::from_millis(100),
         silence: Duration::from_millis(300),
-        is_heard: true,
+        without: Without::NOTHING,
     };
 
     /// A daemon that is so much later than it wanted to ask was away: stopped, or without a
@@ -176,6 +177,8 @@ impl Witness {
     /// Compares what gossip thinks with what the data plane has heard, and returns the slots that
     /// stay although gossip does not vouch for them, for [`Slots::assign`].
     ///
+    /// No slot stays at `own`, this node's address: frames for it would come back, as that peer's.
+    ///
     /// `gossip_speaks` is false while gossip has told of nobody for so short a time that silence on
     /// its side means nothing: then slots that it has not told of stay unasked.
     pub fn judge(
@@ -183,6 +186,7 @@ impl Witness {
         now: Instant,
         peers: &PeerTable,
         slots: &Slots,
+        own: IpAddr,
         gossip_speaks: bool,
         sighting: impl Fn(&Slot) -> Sighting,
     ) -> &BTreeSet<PeerIndex> {
@@ -200,7 +204,8 @@ impl Witness {
                 Some(Standing::Suspect | Standing::Restarting | Standing::Lost) | None => {
                     // A slot that does not say whose it is goes to the peer at its address, and
                     // one whose address another peer has goes.
-                    if standing.is_none() && addresses.contains(&slot.vtep) {
+                    let is_taken = standing.is_none() && addresses.contains(&slot.vtep);
+                    if slot.vtep == own || is_taken {
                         continue;
                     }
                     if standing.is_none() && !gossip_speaks {
@@ -290,7 +295,8 @@ impl Witness {
         mut doubt: Doubt,
         sighting: Sighting,
     ) {
-        if let Some(ago) = sighting.ago.filter(|_| !sighting.is_stranger) {
+        let is_stranger = sighting.is_stranger && self.config.without.has(Control::Strangers);
+        if let Some(ago) = sighting.ago.filter(|_| !is_stranger) {
             let heard = now.checked_sub(ago);
             doubt.heard = doubt.heard.max(heard);
         }
@@ -311,7 +317,7 @@ impl Witness {
         let quiet_since = doubt.heard.map_or(doubt.asked_from, |heard| heard.max(doubt.asked_from));
         let is_silent = now.duration_since(quiet_since) >= self.config.silence
             && doubt.unanswered >= self.config.questions()
-            || !self.config.is_heard;
+            || !self.config.without.has(Control::Witness);
         let reason = match standing {
             Some(Standing::Lost) => Some(Reason::Lost),
             Some(Standing::Restarting) => Some(Reason::Restarting),

@@ -117,6 +117,19 @@ proptest! {
         }
     }
 
+    /// What comes from an address that leads to the wrong slot until then is void afterwards.
+    #[test]
+    fn a_generation_is_raised_when_all_addresses_lead_where_they_should(
+        want in desired_state(),
+        have in observed_state(),
+    ) {
+        let ops = plan(&want, &have).ops;
+        let raise = ops.iter().position(|op| op.raises_generation(&have.peers));
+        let raise = raise.unwrap_or(ops.len());
+        let is_early = |op: &Op| matches!(op, Op::PutVtep(..));
+        prop_assert!(!ops[raise..].iter().any(is_early), "{ops:?}");
+    }
+
     #[test]
     fn a_teardown_leaves_the_bridge_and_nothing_else(have in observed_state()) {
         let mut kernel = FakeKernel::new(have.clone());
@@ -149,8 +162,19 @@ proptest! {
         prop_assert!(ops.iter().all(Op::is_map_write), "{ops:?}");
         let changed = before.symmetric_difference(&after).count();
         prop_assert!(ops.len() <= 1 + 4 * changed, "{} ops for {changed} changes", ops.len());
+        let names: Vec<NodeName> =
+            table(&before.intersection(&after).copied().collect()).iter().map(|p| p.name).collect();
+        let stay: BTreeSet<u32> = slots
+            .iter()
+            .filter(|(_, slot)| slot.name.is_some_and(|name| names.contains(&name)))
+            .map(|(index, _)| index)
+            .collect();
         for op in ops {
             prop_assert_eq!(kernel.apply(&op), Ok(()));
+            let listed: Vec<u32> =
+                kernel.state.flood.values().flat_map(|chunk| chunk.peers).collect();
+            let missing = stay.iter().find(|index| !listed.contains(index));
+            prop_assert_eq!(missing, None, "who stays is flooded to all the time: {}", op);
         }
     }
 

@@ -27,9 +27,9 @@ pub(crate) fn try_egress(ctx: &TcContext) -> Result<(), DropReason> {
     // SAFETY: the helper takes no argument.
     macs::is_here(settings, header.source, || unsafe { bpf_ktime_get_ns() });
     if !header.destination.is_group()
-        && let Some((index, peer)) = macs::peer_of(settings, header.destination)
+        && let Some((index, vtep)) = macs::peer_of(settings, header.destination)
     {
-        tunnel_key::set(ctx, settings, &peer.vtep).map_err(|()| DropReason::TunnelKeyRefused)?;
+        tunnel_key::set(ctx, settings, &vtep).map_err(|()| DropReason::TunnelKeyRefused)?;
         count::sent(index, ctx.len());
         return Ok(());
     }

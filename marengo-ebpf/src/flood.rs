@@ -13,7 +13,7 @@ use marengo_common::{
 
 use crate::{
     count,
-    maps::{FLOOD, PEERS},
+    maps::{self, FLOOD, PEERS},
     tunnel_key,
 };
 
@@ -25,7 +25,6 @@ const MAX_CHUNKS: u32 = 4096;
 #[repr(C)]
 struct Walk {
     skb: *mut __sk_buff,
-    settings: Settings,
     pending: u32,
     vtep: VtepBytes,
 }
@@ -36,7 +35,7 @@ struct Walk {
 /// more, where its key tells that it is done. That works because the device has no queue.
 #[inline(always)]
 pub(crate) fn to_all_peers(ctx: &TcContext, settings: &Settings) -> Result<(), DropReason> {
-    let mut walk = Walk { skb: ctx.skb.skb, settings: *settings, pending: 0, vtep: [0; 16] };
+    let mut walk = Walk { skb: ctx.skb.skb, pending: 0, vtep: [0; 16] };
 
     // SAFETY: the callback takes the context that is passed beside it, and does not keep it.
     unsafe {
@@ -52,15 +51,17 @@ pub(crate) fn to_all_peers(ctx: &TcContext, settings: &Settings) -> Result<(), D
 }
 
 /// Visits one chunk of the list. Returns 1, which ends the loop, behind the last chunk.
+///
+/// Copies take their time, and the kernel uses the memory of a chunk that was replaced meanwhile
+/// again: after each peer the chunk is looked up anew.
 extern "C" fn visit_chunk(position: u64, walk: *mut c_void) -> i64 {
     // SAFETY: `to_all_peers` passes a `Walk`.
     let walk = unsafe { &mut *walk.cast::<Walk>() };
-    let Some(chunk) = (
-        // SAFETY: values of the map are only ever replaced as a whole.
-        unsafe { FLOOD.get(&FloodPosition { position: position as u32 }) }
-    ) else {
-        return 1;
-    };
+    let position = FloodPosition { position: position as u32 };
+    // SAFETY: values of the map are only ever replaced as a whole.
+    let Some(mut chunk) = (unsafe { FLOOD.get(&position) }) else { return 1 };
+    // As they are now: a copy with another address would not be known for one.
+    let Ok(settings) = maps::settings() else { return 1 };
     for slot in 0..FLOOD_CHUNK {
         let index = chunk.peers[slot];
         if index == 0 {
@@ -69,7 +70,10 @@ extern "C" fn visit_chunk(position: u64, walk: *mut c_void) -> i64 {
         // SAFETY: as above.
         let Some(peer) = (unsafe { PEERS.get(&index) }) else { continue };
         if peer.state == PeerState::Forwarding as u8 {
-            visit_peer(walk, index, peer);
+            visit_peer(walk, settings, index, peer);
+            // SAFETY: as above.
+            let Some(now) = (unsafe { FLOOD.get(&position) }) else { return 1 };
+            chunk = now;
         }
     }
     0
@@ -77,7 +81,7 @@ extern "C" fn visit_chunk(position: u64, walk: *mut c_void) -> i64 {
 
 /// Sends a copy to the peer visited before, and leaves this one pending.
 #[inline(always)]
-fn visit_peer(walk: &mut Walk, index: u32, peer: &PeerEntry) {
+fn visit_peer(walk: &mut Walk, settings: &Settings, index: u32, peer: &PeerEntry) {
     let (previous, vtep) = (walk.pending, walk.vtep);
     walk.pending = index;
     walk.vtep = peer.vtep;
@@ -86,12 +90,12 @@ fn visit_peer(walk: &mut Walk, index: u32, peer: &PeerEntry) {
     }
     let ctx = TcContext::new(walk.skb);
     let len = ctx.len();
-    if tunnel_key::set(&ctx, &walk.settings, &vtep).is_err() {
+    if tunnel_key::set(&ctx, settings, &vtep).is_err() {
         count::dropped(DropReason::TunnelKeyRefused, len);
         return;
     }
     // SAFETY: the context is the program's own.
-    let result = unsafe { bpf_clone_redirect(walk.skb, walk.settings.vxlan_ifindex, 0) };
+    let result = unsafe { bpf_clone_redirect(walk.skb, settings.vxlan_ifindex, 0) };
     if result == 0 {
         count::sent(previous, len);
     } else {

@@ -1,8 +1,10 @@
 //! Which station is where: learning, and unlearning.
 
+use core::ptr;
+
 use marengo_common::{
     DropReason, MacAddr, MacEntry, MacKey, MoveVerdict, PeerEntry, PeerIndex, PeerVerdict,
-    Settings, judge_mac, judge_move,
+    Settings, VtepBytes, judge_mac, judge_move,
 };
 
 use crate::{
@@ -14,16 +16,23 @@ use crate::{
 /// cache line with each frame.
 const RENEW_AFTER_NS: u64 = 1_000_000_000;
 
-/// The peer behind which a station is: its index and its slot.
+/// The peer behind which a station is: its index and its address.
+///
+/// The address is read before the stamp is compared: the kernel uses the memory of a slot that was
+/// replaced again, and what was another peer's by the time that its address was read has another
+/// stamp.
 #[inline(always)]
-pub(crate) fn peer_of(
-    settings: &Settings,
-    mac: MacAddr,
-) -> Option<(PeerIndex, &'static PeerEntry)> {
+pub(crate) fn peer_of(settings: &Settings, mac: MacAddr) -> Option<(PeerIndex, VtepBytes)> {
     // SAFETY: values of the map are only ever replaced as a whole.
     let mac = unsafe { MACS.get(&MacKey::new(settings.vni, mac)) }?;
-    let peer = slot(mac)?;
-    Some((mac.peer, peer))
+    let index = mac.peer;
+    // SAFETY: as above.
+    let peer = unsafe { PEERS.get(&index) }?;
+    // SAFETY: the reference is valid; volatile, so that the stamp is not read earlier.
+    let vtep = unsafe { ptr::read_volatile(&raw const peer.vtep) };
+    // SAFETY: as above.
+    let generation = unsafe { ptr::read_volatile(&raw const peer.generation) };
+    is_valid(mac, &PeerEntry { generation, ..*peer }).then_some((index, vtep))
 }
 
 /// The slot that an entry points to, if it is a valid entry.
@@ -31,8 +40,12 @@ pub(crate) fn peer_of(
 fn slot(mac: &MacEntry) -> Option<&'static PeerEntry> {
     // SAFETY: values of the map are only ever replaced as a whole.
     let peer = unsafe { PEERS.get(&mac.peer) }?;
-    let valid = judge_mac(mac, peer) == PeerVerdict::Send || !without::has(WITHOUT_GENERATIONS);
-    if valid { Some(peer) } else { None }
+    if is_valid(mac, peer) { Some(peer) } else { None }
+}
+
+#[inline(always)]
+fn is_valid(mac: &MacEntry, peer: &PeerEntry) -> bool {
+    judge_mac(mac, peer) == PeerVerdict::Send || !without::has(WITHOUT_GENERATIONS)
 }
 
 /// Remembers that a station is behind a peer. Fails if the frame was overtaken by its own station.

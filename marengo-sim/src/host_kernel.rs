@@ -59,6 +59,18 @@ pub(crate) struct Learnt {
     pub(crate) origin: Option<Origin>,
 }
 
+/// What an earlier daemon left in a kernel.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Adopted {
+    pub(crate) slots: Vec<(PeerIndex, Slot)>,
+    /// The flood list by place.
+    pub(crate) flood: Vec<PeerIndex>,
+    /// The indexes that addresses lead to.
+    pub(crate) led_to: Vec<PeerIndex>,
+    /// The highest generation that it gave out.
+    pub(crate) generation: u32,
+}
+
 /// What becomes of a frame on its way out.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Way {
@@ -176,11 +188,10 @@ impl HostKernel {
         Some(IpAddr::from([a, b, c, d]))
     }
 
-    /// Slots that an earlier daemon left, the indexes that addresses lead to, and the highest
-    /// generation that it gave out.
-    pub(crate) fn adopted(&self) -> (Vec<(PeerIndex, Slot)>, Vec<PeerIndex>, u32) {
+    /// What an earlier daemon left.
+    pub(crate) fn adopted(&self) -> Adopted {
         let state = &self.fake.state;
-        let Some(settings) = state.settings else { return Default::default() };
+        let Some(settings) = state.settings else { return Adopted::default() };
         let slots = state.peers.iter().map(|(index, entry)| {
             let slot = Slot {
                 data_plane: DataPlaneId::new(entry.data_plane),
@@ -190,7 +201,12 @@ impl HostKernel {
             };
             (*index, slot)
         });
-        (slots.collect(), state.vteps.values().copied().collect(), settings.generation)
+        Adopted {
+            slots: slots.collect(),
+            flood: state.flood.values().flat_map(|chunk| chunk.peers).collect(),
+            led_to: state.vteps.values().copied().collect(),
+            generation: settings.generation,
+        }
     }
 
     /// How long a kernel in a good mood takes to tell what it holds.

@@ -22,7 +22,7 @@ use marengo_core::{
 };
 use rand::rngs::StdRng;
 
-use crate::host_kernel::HostKernel;
+use crate::host_kernel::{Adopted, HostKernel};
 
 /// As in the daemon.
 const KEEP_ADOPTED: Duration = Duration::from_secs(15);
@@ -59,6 +59,7 @@ struct Applying {
     /// Who was to be taken out has to be judged again.
     unfinished: bool,
     links_failed: bool,
+    vteps_failed: bool,
     obstacle: bool,
     /// The kernel failed an operation that it should not.
     disturbed: bool,
@@ -94,18 +95,17 @@ impl Shell {
         without: Without,
     ) -> Self {
         let adopts = without.has(Control::Adoption);
-        let is_heard = without.has(Control::Witness);
-        let (adopted, led_to, generation) =
-            if adopts { kernel.adopted() } else { Default::default() };
+        let Adopted { slots: adopted, flood, led_to, generation } =
+            if adopts { kernel.adopted() } else { Adopted::default() };
         let adoption = if adopted.is_empty() { Adoption::Over } else { Adoption::Waiting };
         let mut slots = Slots::new(data_plane.max_peers);
-        slots.adopt(adopted, generation);
+        slots.adopt(adopted, &flood, generation);
         slots.avoid(led_to);
         Self {
             data_plane,
             converger: Converger::new(now, INTERVAL),
             slots,
-            witness: Witness::new(WitnessConfig { is_heard, ..WitnessConfig::DEFAULT }),
+            witness: Witness::new(WitnessConfig { without, ..WitnessConfig::DEFAULT }),
             keep: BTreeSet::new(),
             adopted: adoption,
             rejudges: without.has(Control::Rejudge),
@@ -223,7 +223,8 @@ impl Shell {
     fn judge(&mut self, now: Instant, kernel: &HostKernel) -> bool {
         let speaks = self.adopted == Adoption::Over;
         let sighting = |slot: &Slot| kernel.sighting(now, slot.vtep);
-        let keep = self.witness.judge(now, &self.peers, &self.slots, speaks, sighting);
+        let own = self.data_plane.vtep;
+        let keep = self.witness.judge(now, &self.peers, &self.slots, own, speaks, sighting);
         let changed = *keep != self.keep;
         self.keep.clone_from(keep);
         while let Some(event) = self.witness.poll_event() {
@@ -263,6 +264,7 @@ impl Shell {
                     failed: false,
                     unfinished: false,
                     links_failed: false,
+                    vteps_failed: false,
                     obstacle: plan.obstacle.is_some(),
                     disturbed: false,
                 }
@@ -286,7 +288,9 @@ impl Shell {
                     self.judge_again(index);
                 }
             }
-            let is_skipped = round.links_failed && !op.is_map_write();
+            let raises = op.raises_generation(&kernel.state().peers);
+            let is_skipped =
+                round.links_failed && !op.is_map_write() || round.vteps_failed && raises;
             if !is_late && !is_skipped {
                 break;
             }
@@ -334,6 +338,7 @@ impl Applying {
     fn fail(&mut self, now: Instant, op: &Op, kernel: &mut HostKernel) {
         self.failed = true;
         self.links_failed |= !op.is_map_write();
+        self.vteps_failed |= matches!(op, Op::PutVtep(..));
         if *op == Op::Attach(Hook::DeviceIngress) && self.open {
             // Nothing stands at the door: close it.
             kernel.apply(now, &Op::SetDeviceDown).ok();

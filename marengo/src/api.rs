@@ -86,6 +86,8 @@ pub struct StatusView {
     pub held: u64,
     /// How many times a peer began to be held.
     pub holds: u64,
+    /// Those that are held, and why, as sentences.
+    pub holding: Vec<String>,
     /// Names of peers for which the data plane has no room (`--max-peers`).
     pub peers_without_slot: Vec<String>,
     /// What is wrong with this node's address: it is gone from the host, say; `null`: nothing.

@@ -18,6 +18,8 @@ use crate::{
 
 /// A daemon that is alive answers within this.
 const WITHIN: Duration = Duration::from_secs(5);
+/// Held peers that `status` tells one by one.
+const HELD_SHOWN: usize = 8;
 
 /// `marengo members`
 pub(crate) async fn members(config: &GlobalConfig, output: Output) -> Result<(), Failure> {
@@ -69,7 +71,11 @@ pub(crate) async fn peers(config: &GlobalConfig, output: Output) -> Result<(), F
                 peer.rx_bytes.to_string(),
             ]
         }));
-        table(&rows, 6)
+        let held = peers.iter().filter_map(|peer| {
+            let name = if peer.name.is_empty() { peer.vtep.to_string() } else { peer.name.clone() };
+            Some(format!("{name} is held: {}\n", peer.held.as_ref()?))
+        });
+        table(&rows, 6) + &held.collect::<String>()
     })
 }
 
@@ -91,7 +97,7 @@ pub(crate) async fn status(config: &GlobalConfig, output: Output) -> Result<(), 
         };
         let peers = match status.held {
             0 => status.peers.to_string(),
-            held => format!("{}, {held} of them held: gossip lost them", status.peers),
+            held => format!("{}, {held} of them held", status.peers),
         };
         let mut rows = vec![
             ("node", status.node.clone()),
@@ -121,6 +127,10 @@ pub(crate) async fn status(config: &GlobalConfig, output: Output) -> Result<(), 
         ];
         if !status.peers_without_slot.is_empty() {
             rows.push(("no room for", status.peers_without_slot.join(", ")));
+        }
+        rows.extend(status.holding.iter().take(HELD_SHOWN).map(|held| ("held", held.clone())));
+        if let Some(more) = status.holding.len().checked_sub(HELD_SHOWN).filter(|more| *more > 0) {
+            rows.push(("held", format!("and {more} more: see `marengo peers`")));
         }
         rows.extend(status.fights.iter().map(|fight| {
             let (object, repairs, seconds) = (&fight.object, fight.repairs, fight.since_seconds);

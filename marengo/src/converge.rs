@@ -2,6 +2,7 @@
 //! only tells it that something changed, or asks what it knows.
 
 mod contest;
+mod watching;
 
 use std::{
     collections::BTreeMap,
@@ -27,12 +28,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use self::contest::Contest;
+use self::{contest::Contest, watching::Watching};
 use crate::{
     alarm::Alarm,
     api::{FightView, PeerView},
     doubts::{Doubts, monotonic_ns},
-    kernel::{Adopted, Kernel, Monitor, bpf::ProgramLog, monitor},
+    kernel::{Adopted, Kernel, Monitor, bpf::ProgramLog, monitor::Changes},
     tasks::Spawner,
 };
 
@@ -58,6 +59,7 @@ pub(crate) struct DataPlaneStatus {
     pub peers: u64,
     pub held: u64,
     pub holds: u64,
+    pub holding: Vec<String>,
     pub peers_without_slot: Vec<String>,
     pub drops: BTreeMap<String, u64>,
     pub attach: &'static str,
@@ -120,7 +122,7 @@ impl Converge {
         let mut slots = Slots::new(data_plane.max_peers);
         let adoption = if adopted.slots.is_empty() { Adoption::Over } else { Adoption::Waiting };
         data_plane.id = adopted.data_plane.unwrap_or(data_plane.id);
-        slots.adopt(adopted.slots, adopted.generation);
+        slots.adopt(adopted.slots, &adopted.flood, adopted.generation);
         slots.avoid(adopted.led_to);
         Self {
             doubts: Doubts::new(witness, &data_plane),
@@ -146,19 +148,21 @@ impl Converge {
     pub(crate) async fn run(
         &mut self,
         mut peers: watch::Receiver<PeerTable>,
-        mut monitor: Monitor,
+        monitor: Monitor,
         mut requests: mpsc::Receiver<Request>,
         cancel: CancellationToken,
         spawner: Spawner,
     ) {
         let mut seen = *monitor.borrow();
+        let mut watching = Watching::Reports(monitor);
         let mut alarm = Alarm::new();
         loop {
             let adopted_until = match self.adopted {
                 Adoption::Until(until) => Some(until),
                 Adoption::Waiting | Adoption::Over => None,
             };
-            let others = [adopted_until, self.doubts.deadline()].into_iter().flatten();
+            let others = [adopted_until, self.doubts.deadline(), watching.again_at()];
+            let others = others.into_iter().flatten();
             let rounds = self.converger.poll_timeout().min(self.contest.poll_timeout());
             let deadline = others.fold(rounds, Instant::min);
             tokio::select! {
@@ -167,11 +171,12 @@ impl Converge {
                 Ok(()) = peers.changed() => {
                     self.converger.mark_dirty(Instant::now(), Cause::Membership);
                 }
-                changed = monitor.changed() => {
-                    if changed.is_err() {
-                        monitor = self.watch_again(&spawner).await;
-                    }
-                    let changes = *monitor.borrow_and_update();
+                changes = watching.changes() => {
+                    let Some(changes) = changes else {
+                        // The connection ended.
+                        watching = Watching::Again(Instant::now());
+                        continue;
+                    };
                     self.contest.handle_changes(Instant::now(), changes);
                     if changes.routes != seen.routes {
                         self.kernel.forget_routes();
@@ -186,6 +191,16 @@ impl Converge {
                 () = alarm.ring(deadline) => {}
             }
             let now = Instant::now();
+            if watching.again_at().is_some_and(|at| at <= now) {
+                watching = Watching::open(&self.data_plane, &spawner, now);
+                if matches!(watching, Watching::Reports(_)) {
+                    // What happened meanwhile, a round finds out.
+                    seen = Changes::default();
+                    self.contest.handle_changes(now, seen);
+                    self.kernel.forget_routes();
+                    self.converger.mark_dirty(now, Cause::Resync);
+                }
+            }
             if matches!(self.adopted, Adoption::Until(until) if until <= now) {
                 self.adopted = Adoption::Over;
                 self.converger.mark_dirty(now, Cause::Membership);
@@ -262,25 +277,7 @@ impl Converge {
     /// Finds out who stays although gossip does not vouch for it. Returns whether that changed.
     fn judge_doubts(&mut self, peers: &PeerTable) -> bool {
         let gossip_speaks = self.adopted == Adoption::Over;
-        self.doubts.judge(&self.kernel, peers, &self.slots, gossip_speaks)
-    }
-
-    /// The monitor's connection ended: opens another. What happened meanwhile, a round finds out.
-    async fn watch_again(&mut self, spawner: &Spawner) -> Monitor {
-        loop {
-            let (bridge, device) = (self.data_plane.bridge.clone(), self.data_plane.device.clone());
-            match monitor::spawn(spawner, bridge, device) {
-                Ok(monitor) => {
-                    self.kernel.forget_routes();
-                    self.converger.mark_dirty(Instant::now(), Cause::Resync);
-                    return monitor;
-                }
-                Err(error) => {
-                    warn!(error = format!("{error:#}"), "the kernel's reports cannot be read");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
-        }
+        self.doubts.judge(&self.kernel, peers, &self.slots, self.data_plane.vtep, gossip_speaks)
     }
 
     /// Which data plane this is.
@@ -417,7 +414,7 @@ impl Converge {
         judged: Instant,
     ) -> anyhow::Result<bool> {
         let mut first: Option<anyhow::Error> = None;
-        let (mut links_failed, mut finished) = (false, true);
+        let (mut links_failed, mut vteps_failed, mut finished) = (false, false, true);
         let mut overdue = Vec::new();
         // A slot is written only when its generation is known to be given out: a run that ends here
         // would give it out again.
@@ -429,6 +426,9 @@ impl Converge {
             if matches!(op, Op::PutPeer(_, entry) if entry.generation > generation) {
                 continue;
             }
+            if vteps_failed && op.raises_generation(&observed.peers) {
+                continue;
+            }
             if self.rejudges && is_overdue(op, &observed.flood, judged, Instant::now()) {
                 finished = false;
                 overdue.extend(op.deleted_peer());
@@ -437,11 +437,14 @@ impl Converge {
             debug!(op = %op, "apply");
             if let Err(failure) = self.kernel.apply(op).await {
                 links_failed |= !op.is_map_write();
+                vteps_failed |= matches!(op, Op::PutVtep(..));
                 if matches!(op, Op::WriteSettings(_)) {
                     generation = observed.settings.map_or(0, |settings| settings.generation);
                 }
-                let open = observed.device.as_ref().is_some_and(|device| device.up);
-                if *op == Op::Attach(Hook::DeviceIngress) && open {
+                if *op == Op::Attach(Hook::DeviceIngress)
+                    && let Some(device) = observed.device.as_ref().filter(|device| device.up)
+                    && !self.kernel.is_guarded(device.ifindex).await
+                {
                     self.close_device().await;
                 }
                 first.get_or_insert(failure);
@@ -513,6 +516,11 @@ impl Converge {
     fn status(&self) -> DataPlaneStatus {
         let drops = self.kernel.drops().unwrap_or_default();
         let (fights, fights_total) = self.contest.views(Instant::now());
+        let holding = self.slots.iter().filter_map(|(index, slot)| {
+            let why = self.doubts.held(index)?;
+            let name = slot.name.map_or_else(|| slot.vtep.to_string(), |name| name.to_string());
+            Some(format!("{name}: {why}"))
+        });
         DataPlaneStatus {
             converged: self.settled.is_some()
                 && self.contest.held.is_empty()
@@ -524,6 +532,7 @@ impl Converge {
             peers: self.slots.iter().count() as u64,
             held: self.doubts.held_count(),
             holds: self.doubts.holds(),
+            holding: holding.collect(),
             peers_without_slot: self.left_out.clone(),
             drops: drops
                 .into_iter()

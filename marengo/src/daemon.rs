@@ -137,21 +137,20 @@ async fn open_data_plane(
         Profile::Default => WitnessConfig::DEFAULT,
         Profile::Fast => WitnessConfig::FAST,
     };
-    let witness = WitnessConfig { is_heard: config.without.has(Control::Witness), ..witness };
+    let witness = WitnessConfig { without: config.without, ..witness };
     let interval = config.converge_interval;
     let mut converge = Converge::new(kernel, adopted, data_plane, interval, witness);
     converge.do_without(config.without);
     if let Err(error) = converge.replace_misplaced().await {
         warn!(error = format!("{error:#}"), "could not replace what an earlier run left elsewhere");
     }
-    let (had_device, error) = match converge.had_device().await {
-        Ok(had_device) => {
-            (had_device, converge.round(&PeerTable::default(), Cause::Start).await.err())
-        }
-        Err(error) => (false, Some(error)),
+    let had_device = match converge.had_device().await {
+        Ok(had_device) => had_device,
+        // What is there may be an earlier run's, and work; nothing but maps has been made.
+        Err(error) => return Err(refused_links(&error, config)),
     };
-    match error {
-        Some(error) if !had_device => {
+    match converge.round(&PeerTable::default(), Cause::Start).await {
+        Err(error) if !had_device => {
             give_up(converge).await;
             Err(refused_links(&error, config))
         }

@@ -68,6 +68,7 @@ impl Doubts {
         kernel: &Kernel,
         peers: &PeerTable,
         slots: &Slots,
+        own: IpAddr,
         gossip_speaks: bool,
     ) -> bool {
         let now_ns = monotonic_ns();
@@ -83,7 +84,7 @@ impl Doubts {
                 Sighting { ago: Some(Duration::ZERO), is_stranger: false }
             }
         };
-        let keep = self.witness.judge(Instant::now(), peers, slots, gossip_speaks, sighting);
+        let keep = self.witness.judge(Instant::now(), peers, slots, own, gossip_speaks, sighting);
         let changed = *keep != self.keep;
         self.keep.clone_from(keep);
         while let Some(event) = self.witness.poll_event() {

@@ -70,6 +70,8 @@ pub(crate) struct KernelConfig {
 pub(crate) struct Adopted {
     /// Its slots.
     pub slots: Vec<(PeerIndex, Slot)>,
+    /// Its flood list, by place.
+    pub flood: Vec<PeerIndex>,
     /// The indexes that its tunnel addresses lead to; a run that ended half-way may have left some
     /// that are no slot's any more.
     pub led_to: Vec<PeerIndex>,
@@ -241,6 +243,15 @@ impl Kernel {
             }
         }
         .with_context(|| format!("failed to {op}"))
+    }
+
+    /// Whether a program of ours stands at the door of a device. Yes if that cannot be found out: not
+    /// knowing is no reason to close a door that others go through.
+    pub(crate) async fn is_guarded(&self, device: u32) -> bool {
+        self.hooks.is_guarded(&self.links, device).await.unwrap_or_else(|error| {
+            tracing::debug!(error = format!("{error:#}"), "cannot see what guards the device");
+            true
+        })
     }
 
     /// Takes away a device whose programs are pinned elsewhere, and those programs: with frozen maps

@@ -5,6 +5,7 @@ use crate::{
 };
 
 const STEP: Duration = Duration::from_millis(50);
+const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 100));
 
 #[test]
 fn nobody_is_asked_while_gossip_vouches_for_all() {
@@ -53,6 +54,17 @@ fn a_lost_peer_that_was_never_asked_is_asked_first() {
     bench.run(Duration::from_millis(600));
 
     assert!(!bench.kept(1));
+}
+
+#[test]
+fn no_slot_stays_at_this_nodes_own_address() {
+    let mut bench = Bench::new(&[Standing::Lost; 100]);
+    bench.answers = true;
+
+    bench.step();
+
+    assert!(bench.kept(99));
+    assert!(!bench.kept(100), "what is sent there would come back as that peer's");
 }
 
 #[test]
@@ -179,7 +191,7 @@ fn slots_that_gossip_has_not_told_of_wait_until_it_speaks() {
 #[test]
 fn without_the_second_witness_gossips_word_is_enough() {
     let mut bench = Bench::new(&[Standing::Lost]);
-    bench.witness.config.is_heard = false;
+    bench.witness.config.without = Control::Witness.into();
     bench.answers = true;
 
     bench.step();
@@ -203,7 +215,7 @@ struct Bench {
 
 impl Bench {
     fn new(standings: &[Standing]) -> Self {
-        let mut slots = Slots::new(8);
+        let mut slots = Slots::new(128);
         let all: Vec<Identity> = (1..=standings.len()).map(identity).collect();
         slots.assign(&all, &BTreeSet::new());
         #[expect(clippy::disallowed_methods, reason = "a test may start anywhere")]
@@ -241,7 +253,7 @@ impl Bench {
         let peers = peers.with_left(left.into_iter());
         let ago = self.answered.map(|at| self.now.duration_since(at));
         let sighting = Sighting { ago, is_stranger: self.is_stranger };
-        self.witness.judge(self.now, &peers, &self.slots, self.speaks, |_| sighting);
+        self.witness.judge(self.now, &peers, &self.slots, OWN, self.speaks, |_| sighting);
         let asked = self.witness.poll_ask(self.now).len();
         if asked > 0 && self.answers {
             self.answered = Some(self.now);

@@ -188,9 +188,11 @@ impl Bpf {
             ebpf,
         };
         if let Some(earlier) = earlier {
-            bpf.carry_over(earlier);
-            if !keeps_stations {
-                bpf.carry_stations_over(dir)?;
+            if config.without.has(Control::CarryOver) {
+                bpf.carry_over(earlier);
+                if !keeps_stations {
+                    bpf.carry_stations_over(dir)?;
+                }
             }
             // The settings late: they tell the version of what is pinned. The stations last: until
             // then their pin is that of the map in which the programs that run go on learning.
@@ -240,8 +242,14 @@ impl Bpf {
         let data_plane = DataPlaneId::new(settings.data_plane);
         let led_to = entries(&self.vteps)?.into_values().map(|entry| entry.peer).collect();
         if (settings.family == 4) != vtep.is_ipv4() {
-            return Ok(Adopted { slots: Vec::new(), led_to, generation, data_plane });
+            let (slots, flood) = (Vec::new(), Vec::new());
+            return Ok(Adopted { slots, flood, led_to, generation, data_plane });
         }
+        let flood = (0..)
+            .zip(entries(&self.flood)?)
+            .take_while(|(place, (key, _))| key.position == *place)
+            .flat_map(|(_, (_, chunk))| chunk.peers)
+            .collect();
         let slots = entries(&self.peers)?
             .into_iter()
             .filter(|(_, entry)| PeerState::from_byte(entry.state) == PeerState::Forwarding)
@@ -255,7 +263,7 @@ impl Bpf {
                 (index, slot)
             })
             .collect();
-        Ok(Adopted { slots, led_to, generation, data_plane })
+        Ok(Adopted { slots, flood, led_to, generation, data_plane })
     }
 
     pub(super) fn observe(&self) -> Result<ObservedMaps> {

@@ -100,6 +100,16 @@ impl Hooks {
         Ok(there)
     }
 
+    /// Whether a program of ours stands at the door of a device: this run's, or an earlier one's that
+    /// has not been swapped yet.
+    pub(super) async fn is_guarded(&self, links: &Links, ifindex: u32) -> Result<bool> {
+        let hook = Hook::DeviceIngress;
+        if sys::pinned_link(&self.pin(hook))?.is_some_and(|link| link.ifindex == ifindex) {
+            return Ok(true);
+        }
+        links.has_filter(ifindex, false, FILTER_HANDLE.into()).await
+    }
+
     /// Puts the program at a hook: into the pinned link if there is a live one, else anew.
     pub(super) fn attach(
         &mut self,

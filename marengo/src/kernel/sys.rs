@@ -113,8 +113,13 @@ pub(super) fn pinned_link(pin: &Path) -> io::Result<Option<PinnedTcx>> {
     let path = path.as_ptr().expose_provenance() as u64;
     // SAFETY: the path ends in a zero and lives until the call is over.
     let opened = unsafe { bpf(BPF_OBJ_GET, &mut ObjectAttr { path, ..ObjectAttr::default() }) };
-    // Whatever cannot be opened holds no program of ours: it is made anew.
-    let Ok(fd) = opened else { return Ok(None) };
+    let fd = match opened {
+        Ok(fd) => fd,
+        // Something else than a link, or a file that is none of the kernel's, holds no program of
+        // ours: it is made anew.
+        Err(Errno::ENOENT | Errno::EINVAL | Errno::EPERM | Errno::EACCES) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
     // SAFETY: the kernel has just opened it for us.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut info = LinkInfo::default();
