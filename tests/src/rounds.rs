@@ -80,19 +80,24 @@ impl Stage {
         self.node().start(&args.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
+    /// Starts its daemon under the saboteur, without waiting for it.
+    pub fn launch(&self, order: Option<&str>) -> Saboteur {
+        let args = self.args();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        Saboteur::launch(self.saboteur, self.node(), &args, order)
+    }
+
     /// Brings the node to where the round begins, sets the saboteur beside it, and begins.
     pub fn bring_about(&self, round: Round, order: Option<&str>) -> Saboteur {
         let node = self.node();
         let (second, third) = (self.mesh.node(2), self.mesh.node(3));
-        let args = self.args();
         if matches!(round, Round::Start | Round::StartWithAdoption) {
             if round == Round::StartWithAdoption {
                 self.start();
                 self.settle(&["node-2"]);
                 node.kill();
             }
-            let args: Vec<&str> = args.iter().map(String::as_str).collect();
-            return Saboteur::launch(self.saboteur, node, &args, order);
+            return self.launch(order);
         }
         self.start();
         if round == Round::PeerGoes {

@@ -16,6 +16,7 @@ use marengo_tests::{
     node::{BRIDGE, DEVICE},
     require_root, requirements,
     rounds::{Round, Stage},
+    tell,
 };
 use nix::errno::Errno;
 use rand::{SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
@@ -93,6 +94,50 @@ fn every_write_of_a_round_may_fail() {
         Round::BridgeDeleted,
     ];
     run(&stage, matrix(&stage, &rounds), 3, a_round);
+}
+
+/// Whatever a start cannot do that takes over a data plane: what forwards goes on forwarding, and the
+/// next start takes it over.
+#[test]
+fn start_that_cannot_take_over_costs_no_packet() {
+    require_root!();
+    let stage = Stage::set(SABOTEUR, limit());
+    let (node, peer) = (stage.node(), stage.mesh.node(2));
+    let orders = [
+        format!("fail-all {} look", Errno::ENOBUFS as i32),
+        format!("fail-all {} update link", Errno::EPERM as i32),
+        format!("fail-all {} load program marengo_ingress", Errno::ENOMEM as i32),
+        format!("fail-all {} update marengo_setting", Errno::ENOMEM as i32),
+    ];
+    for order in orders {
+        stage.start();
+        stage.settle(&["node-2"]);
+        assert!(node.namespace.pings(&peer.overlay().to_string(), 1));
+        let device = node.namespace.ifindex(DEVICE);
+        let probe = Probe::start(&node.namespace, &peer.namespace, peer.overlay());
+        thread::sleep(Duration::from_millis(100));
+        node.kill();
+
+        let mut saboteur = stage.launch(Some(&order));
+        thread::sleep(LASTS);
+        let (felt, ended) = (saboteur.failures(), !node.is_running());
+        saboteur.order("clear");
+        drop(saboteur);
+        if ended {
+            let code = node.wait_ended(Duration::from_secs(1)).code();
+            assert!(code.is_some_and(|code| ![0, 101].contains(&code)), "{order}: {code:?}");
+            stage.start();
+        }
+        right_again(&stage, Round::StartWithAdoption)
+            .unwrap_or_else(|why| panic!("{order}: {why}"));
+
+        let outcome = probe.finish();
+        tell(format_args!("{order}: {felt} failed, refused to start: {ended}; {outcome:?}"));
+        assert!(felt > 0, "{order}: nothing failed");
+        assert_eq!(outcome.lost, 0, "{order}: {outcome:?}");
+        assert_eq!(node.namespace.ifindex(DEVICE), device, "{order}: another device");
+        assert!(node.stop().success(), "{order}");
+    }
 }
 
 #[test]
@@ -219,11 +264,11 @@ fn run(stage: &Stage, mut matrix: Vec<Fault>, sample: usize, case: Case) {
         }
         clean(stage, fault.round);
     }
-    eprintln!(
+    tell(format_args!(
         "{} of {total} cases, {felt} felt, {refused} refused to start, {} wrong",
         matrix.len(),
         wrong.len()
-    );
+    ));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(felt * 10 >= matrix.len() * 8, "only {felt} of {} were felt", matrix.len());
 }

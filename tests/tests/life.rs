@@ -212,7 +212,8 @@ fn remove_takes_away_what_a_daemon_left_and_refuses_while_one_runs() {
 fn panic_in_any_task_ends_the_daemon_and_costs_no_packet() {
     require_root!();
     // A seed by name: the task that looks names up again and again stays.
-    let with_faults = ["--faults", "-j", "localhost:1"];
+    // `-D`: the task that reads the programs' log is there. Each start exchanges the membership.
+    let with_faults = ["--faults", "-D", "-j", "localhost:1"];
     let pair = Pair::running(&with_faults);
     let one = pair.one();
     let before = objects(one);
@@ -228,6 +229,7 @@ fn panic_in_any_task_ends_the_daemon_and_costs_no_packet() {
         "memory",
         "address",
         "address-monitor",
+        "program-log",
     ];
     for task in tasks {
         let probe = pair.probe();
@@ -304,7 +306,8 @@ fn faults_are_not_to_be_had_without_the_flag() {
     assert!(mesh.node(1).is_running());
 }
 
-/// `-D` makes other programs of the same object: what an upgrade to a build with changed programs does.
+/// `-D` makes other programs of the same object, with a log in them: what an upgrade to a build with
+/// changed programs does.
 #[test]
 fn kill_and_change_of_programs_and_back_cost_no_packet() {
     require_root!();

@@ -95,18 +95,35 @@ fn a_container_that_moves_is_reachable_from_everywhere_after_its_first_frame() {
 
 #[test]
 fn a_hundred_thousand_macs_vanish_with_one_write() {
-    const MACS: u32 = 100_000;
     require_root!();
-    let mesh = Mesh::running(3);
-    let [one, two, three] = [1, 2, 3].map(|number| mesh.node(number));
-    let tables = Tables::open(one.pins()).unwrap();
+    assert_eq!(behind_the_next_peer(100_000, &[]), 0);
+}
+
+#[test]
+fn without_generations_the_next_peer_inherits_them() {
+    require_root!();
+    assert_eq!(behind_the_next_peer(1000, &["--without", "generations"]), 1000);
+}
+
+/// A peer with so many MACs behind it dies: by one write all are misses. Returns how many are found
+/// behind the next peer that comes, which gets the dead one's index.
+fn behind_the_next_peer(macs: u32, args: &[&str]) -> usize {
+    let mesh = Mesh::new(4);
+    let [one, two, three, four] = [1, 2, 3, 4].map(|number| mesh.node(number));
+    one.launch(&[], args);
+    for node in [two, three] {
+        node.launch(&[], &[&["-j", &one.seed()], args].concat());
+    }
+    mesh.wait_converged();
+    let tables = Tables::open(one.pins()).expect("it has maps");
     let listener = packet::station(1);
     let near = PacketSocket::open(&one.container(1).namespace, "eth0");
     let far = PacketSocket::open(&two.container(1).namespace, "eth0");
     // For one station, so that nobody but node 1 learns them.
     wait::until("node 2 knows the listener", Duration::from_secs(5), || {
         near.send(&packet::marked(BROADCAST, listener, "hello"));
-        Tables::open(two.pins()).unwrap().look_up(MacAddr(listener), true).is_some()
+        let there = Tables::open(two.pins()).expect("it has maps");
+        there.look_up(MacAddr(listener), true).is_some()
     });
     let known = || -> BTreeSet<MacAddr> {
         tables.dump().live(true).map(|(mac, ..)| mac).filter(|mac| is_one_of_many(*mac)).collect()
@@ -114,7 +131,7 @@ fn a_hundred_thousand_macs_vanish_with_one_write() {
     // Again what the kernel did not keep: its hash evicts before it is full.
     let mut all = BTreeSet::new();
     for _ in 0..5 {
-        for number in 0..MACS {
+        for number in 0..macs {
             if !all.contains(&one_of_many(number)) {
                 far.send(&packet::marked(listener, one_of_many(number).0, "one of many"));
             }
@@ -122,7 +139,7 @@ fn a_hundred_thousand_macs_vanish_with_one_write() {
         wait_until_quiet(&tables);
         all = known();
     }
-    assert_eq!(all.len(), MACS as usize);
+    assert_eq!(all.len(), macs as usize);
     let behind: Vec<(MacAddr, PeerEntry)> =
         tables.dump().live(true).map(|(mac, _, peer)| (mac, *peer)).collect();
     let address = IpAddr::V4(two.underlay());
@@ -133,6 +150,8 @@ fn a_hundred_thousand_macs_vanish_with_one_write() {
             .all(|(_, peer)| { peer.address(4) == address })
     );
 
+    let index =
+        tables.dump().slots().find(|(_, peer)| peer.address(4) == address).map(|(index, _)| index);
     let maps = ["peers", "vteps", "macs", "flood", "stats", "settings"];
     let writes = MapWrites::start(one.pid(), one.pins(), &maps, &mesh.sandbox().folder());
     two.kill();
@@ -145,21 +164,21 @@ fn a_hundred_thousand_macs_vanish_with_one_write() {
 
     // The peer's counters, its address as a sender, and its place in the flood are no MAC's.
     let on = |map: &str| writes.iter().filter(|write| *write == map).count();
-    eprintln!("{MACS} MACs were off after {off:?}, by the writes {writes:?}");
+    eprintln!("{macs} MACs were off after {off:?}, by the writes {writes:?}");
     assert_eq!((on("peers"), on("macs"), on("settings")), (1, 0, 0), "{writes:?}");
     assert_eq!((on("flood"), on("stats"), on("vteps"), writes.len()), (1, 1, 1, 4), "{writes:?}");
     assert_eq!(known(), BTreeSet::new(), "every one of them is a miss");
-    assert!(tables.macs() >= MACS as usize, "and nobody has removed them");
+    assert!(tables.macs() >= macs as usize, "and nobody has removed them");
 
     // A miss is flooded: to the peer that is left.
     let cable = Capture::start(&mesh.router, &one.cable());
     let stack = PacketSocket::open(&one.namespace, BRIDGE);
     for (way, socket) in [("container", &near), ("stack", &stack)] {
-        for number in (0..MACS).step_by(211) {
+        for number in (0..macs).step_by(211) {
             socket.send(&packet::marked(one_of_many(number).0, listener, &format!("{way} asks")));
         }
     }
-    let sample = (0..MACS).step_by(211).count();
+    let sample = (0..macs).step_by(211).count();
     let flooded = |text: &str| {
         cable.count(|frame| {
             Encapsulated::parse(&frame.bytes).is_some_and(|outer| {
@@ -172,6 +191,20 @@ fn a_hundred_thousand_macs_vanish_with_one_write() {
         flooded("container asks") == sample && flooded("stack asks") == sample
     });
     assert_eq!(cable.carried("container asks") + cable.carried("stack asks"), 2 * sample);
+    drop(cable);
+
+    four.start(&[&["-j", &one.seed()], args].concat());
+    mesh.wait_converged();
+    let next = tables
+        .dump()
+        .slots()
+        .find(|(_, peer)| peer.address(4) == IpAddr::V4(four.underlay()))
+        .map(|(index, _)| index);
+    assert_eq!(next, index, "it has the dead one's index");
+    // As the programs see it.
+    let stamps = args.is_empty();
+    let found = tables.dump();
+    found.live(stamps).filter(|(mac, ..)| is_one_of_many(*mac)).count()
 }
 
 /// moby PR#53663 had an overlay whose entries stayed wrong after some partitions in a row.

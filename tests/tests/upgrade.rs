@@ -55,6 +55,22 @@ fn maps_of_another_size_are_carried_over_without_a_lost_packet() {
     }
 }
 
+#[test]
+fn without_carry_over_maps_of_another_size_cost_packets() {
+    require_root!();
+    let mesh = Mesh::running(2);
+    let (one, two) = (mesh.node(1), mesh.node(2));
+    assert!(one.namespace.pings(&two.overlay().to_string(), 1));
+    let probe = Probe::start(&one.namespace, &two.namespace, two.overlay());
+    one.kill();
+
+    one.start(&["-j", &two.seed(), "--max-peers", "2000", "--without", "carry-over"]);
+    mesh.wait_converged();
+
+    let outcome = probe.finish();
+    assert!(outcome.lost > 0, "the mechanism is off, and yet: {outcome:?}");
+}
+
 /// What is known of stations: MAC address, and peer and generation behind which it is.
 fn stations(node: &Node) -> BTreeMap<String, (Value, Value)> {
     let entries = node.bpftool_dump("macs");
@@ -73,10 +89,13 @@ type Shape<'a> = (&'a str, &'a str, &'a str, usize, usize, &'a str, Option<(&'a 
 
 /// The maps of layout 1, as 0.1 made them, with one peer and one station.
 #[test]
-fn maps_of_the_layout_before_are_read() {
+fn maps_of_the_layout_before_are_read_without_a_lost_packet() {
     require_root!();
     let mesh = Mesh::running(2);
-    let one = mesh.node(1);
+    let (one, two) = (mesh.node(1), mesh.node(2));
+    assert!(one.namespace.pings(&two.overlay().to_string(), 1));
+    let there = Probe::start(&one.namespace, &two.namespace, two.overlay());
+    let back = Probe::start(&two.namespace, &one.namespace, one.overlay());
     let vtep = mesh.node(2).underlay().octets();
     one.kill();
     for entry in std::fs::read_dir(one.pins()).unwrap() {
@@ -146,6 +165,9 @@ fn maps_of_the_layout_before_are_read() {
     assert_ne!(slot.data_plane, 0, "and says whose it is");
     assert!(stations(one).values().any(|place| *place == (3.into(), 41.into())));
     assert!(one.log().contains("carrying the maps"), "{}", one.log());
+    for outcome in [there.finish(), back.finish()] {
+        assert_eq!((outcome.lost, outcome.duplicates), (0, 0), "{outcome:?}");
+    }
 }
 
 #[test]

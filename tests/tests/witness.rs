@@ -97,6 +97,10 @@ fn endure(fault: Fault) {
         assert_eq!((&status["held"], &status["holds"]), (&1.into(), &1.into()));
         let why = one.view().peer("node-2").unwrap()["held"].as_str().unwrap().to_owned();
         assert!(why.contains("its data plane answers"), "{why}");
+        for command in ["peers", "status"] {
+            let said = one.cli(&[command]).stdout;
+            assert!(said.contains("node-2") && said.contains("its data plane answers"), "{said}");
+        }
         assert_eq!(one.log().matches("holding a peer").count(), 1, "told once");
     }
     end();
@@ -225,7 +229,19 @@ fn a_link_that_is_cut_is_off_the_maps_in_time() {
 #[test]
 fn another_data_plane_at_the_same_address_does_not_keep_the_dead_one() {
     require_root!();
-    let mesh = Mesh::running(3);
+    assert!(taken_out_for_a_stranger(&[]));
+}
+
+#[test]
+fn without_strangers_it_does() {
+    require_root!();
+    assert!(!taken_out_for_a_stranger(&["--without", "strangers"]));
+}
+
+/// Whether a peer whose daemon does not run is taken out when another data plane answers in its place.
+fn taken_out_for_a_stranger(args: &[&str]) -> bool {
+    let mesh = Mesh::new(3);
+    mesh.start_all(args);
     let (one, two) = (mesh.node(1), mesh.node(2));
     assert!(one.namespace.pings(&two.overlay().to_string(), 1));
     let probe = Probe::start(&two.namespace, &one.namespace, one.overlay());
@@ -242,12 +258,16 @@ fn another_data_plane_at_the_same_address_does_not_keep_the_dead_one() {
     let stranger = Settings { data_plane: own.data_plane ^ 1, ..own };
     settings.set(0, stranger, 0).unwrap();
 
-    wait::until("the dead one is off the maps", Duration::from_secs(6), || {
-        Maps::open(one).lacks(IpAddr::V4(two.underlay()))
-    });
+    let is_off = || Maps::open(one).lacks(IpAddr::V4(two.underlay()));
+    let start = Instant::now();
+    while !is_off() && start.elapsed() < Duration::from_secs(6) {
+        thread::sleep(Duration::from_millis(50));
+    }
+    let is_off = is_off();
     assert!(probe.sent() > 0, "it sent all the time");
     two.signal(Signal::SIGCONT);
     mesh.wait_converged();
+    is_off
 }
 
 #[test]

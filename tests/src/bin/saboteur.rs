@@ -9,6 +9,8 @@
 //! kill 3                   at the third write from now on
 //! fail 12 3                the third write from now on fails with errno 12
 //! fail-all 12 update peers  until `clear`, each write of that description does
+//! fail-all 105 look         until `clear`, each question for links does (not a write: told of only
+//!                           while this is ordered)
 //! refuse-all 16 set master  until `clear`, the kernel answers each netlink message of that description
 //!                           with errno 16, and does nothing
 //! clear                    nothing from now on
@@ -68,6 +70,7 @@ mod trace {
     }
 
     const SYSCALL_ENTRY: u8 = 1;
+    const LOOK: &str = "look";
 
     pub(super) fn run(pid: i32) -> Result<(), String> {
         let process = Pid::from_raw(pid);
@@ -136,6 +139,10 @@ mod trace {
     }
 
     impl Order {
+        fn is_about_looks(&self) -> bool {
+            matches!(self, Self::FailAll { what, .. } if what == LOOK)
+        }
+
         /// A write is about to happen.
         fn meet(&mut self, write: &str) -> Blow {
             match self {
@@ -197,7 +204,12 @@ mod trace {
             }
             let Ok(mut regs) = ptrace::getregs(tid) else { return };
             let Some(write) = self.describe(&regs) else { return };
-            let blow = order.lock().unwrap_or_else(PoisonError::into_inner).meet(&write);
+            let mut order = order.lock().unwrap_or_else(PoisonError::into_inner);
+            if write == LOOK && !order.is_about_looks() {
+                return;
+            }
+            let blow = order.meet(&write);
+            drop(order);
             let mut out = std::io::stdout().lock();
             match blow {
                 Blow::None => writeln!(out, "write {write}").unwrap_or_default(),
@@ -309,6 +321,7 @@ mod trace {
         }
 
         fn netlink(&mut self, fd: u64, buffer: u64, length: u64) -> Option<String> {
+            const RTM_GETLINK: u16 = 18;
             if length < 16 || !self.is_netlink(fd) {
                 return None;
             }
@@ -318,6 +331,9 @@ mod trace {
             let word = |at: usize| Some(u32::from(short(at)?) | u32::from(short(at + 2)?) << 16);
             let (kind, flags) = (short(4)?, short(6)?);
             // Of each four message types, the third asks.
+            if kind == RTM_GETLINK {
+                return Some(LOOK.to_owned());
+            }
             if kind < 16 || kind % 4 == 2 {
                 return None;
             }
