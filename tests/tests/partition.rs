@@ -108,26 +108,20 @@ fn splits_of_every_shape_heal_in_15_s_and_each_part_forwards_throughout() {
 }
 
 #[test]
+#[ignore = "takes minutes: MARENGO_LONG=1 cargo xtask test netns splits"]
 fn splits_of_a_minute_heal_in_15_s() {
     require_root!();
-    if requirements::long() {
-        fall_apart(&SHAPES, Duration::from_mins(1), requirements::runs(2), &[]);
-    } else {
-        eprintln!("SKIPPED: it takes minutes; MARENGO_LONG=1 runs it");
-    }
+    fall_apart(&SHAPES, Duration::from_mins(1), requirements::runs(2), &[]);
 }
 
-/// Real daemons forget after a day; these do after some seconds.
+/// Real daemons forget after a day; these do after some seconds. `cargo xtask test unit` splits a
+/// simulated cluster for as long.
 #[test]
+#[ignore = "takes minutes: MARENGO_LONG=1 cargo xtask test netns splits"]
 fn splits_that_outlast_the_memory_of_the_dead_heal_in_15_s() {
     require_root!();
-    if requirements::long() {
-        let args = ["--forget-after", "8s"];
-        fall_apart(&SHAPES, Duration::from_secs(40), requirements::runs(2), &args);
-    } else {
-        eprintln!("SKIPPED: it takes minutes; MARENGO_LONG=1 runs it, and cargo xtask test unit");
-        eprintln!("splits a simulated cluster for as long");
-    }
+    let args = ["--forget-after", "8s"];
+    fall_apart(&SHAPES, Duration::from_secs(40), requirements::runs(2), &args);
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -179,7 +180,14 @@ impl Run {
         if self.no_skip {
             test.env("MARENGO_REQUIRE_ROOT", "1");
         }
-        self.cargo_test(&mut test, &["--test-threads=1"], tier_limit(tier))
+        let mut args = vec!["--test-threads=1"];
+        let mut limit = tier_limit(tier);
+        if tier == Tier::Netns {
+            let longer = Longer::wanted_by(|name| std::env::var_os(name));
+            args.extend(longer.args());
+            limit = longer.limit().unwrap_or(limit);
+        }
+        self.cargo_test(&mut test, &args, limit)
     }
 
     /// Compiles first, so that the limit is for the tests alone.
@@ -206,6 +214,40 @@ fn tier_limit(tier: Tier) -> Duration {
         Tier::Sim | Tier::Netns => 20,
     };
     Duration::from_secs(minutes * 60)
+}
+
+/// Whether the tests of real daemons are asked to do more than they do by themselves, by the
+/// variables that tests/README.md tells of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Longer {
+    /// Tests that take minutes run, too.
+    long: bool,
+    /// Others repeat themselves, or go on for longer.
+    more: bool,
+}
+
+impl Longer {
+    fn wanted_by(variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let number = |name| variable(name)?.to_str()?.parse::<u64>().ok();
+        Self {
+            long: variable("MARENGO_LONG").is_some_and(|value| value == "1"),
+            more: number("MARENGO_RUNS").is_some_and(|runs| runs > 1)
+                || variable("MARENGO_EVENTS").is_some(),
+        }
+    }
+
+    /// Such a run is made for its figures: what tests print is shown if they pass, too.
+    fn args(self) -> Vec<&'static str> {
+        let mut args = Vec::new();
+        args.extend((self.long || self.more).then_some("--nocapture"));
+        args.extend(self.long.then_some("--include-ignored"));
+        args
+    }
+
+    /// Those that are documented take up to an hour.
+    fn limit(self) -> Option<Duration> {
+        (self.long || self.more).then_some(Duration::from_hours(2))
+    }
 }
 
 impl Tier {
@@ -280,5 +322,25 @@ mod tests {
         assert_eq!(target_of(Path::new("/x/churn.rs")), Some("churn".to_owned()));
         assert_eq!(target_of(Path::new("/x/README.md")), None);
         assert_eq!(target_of(Path::new("/x/fixtures")), None);
+    }
+
+    #[test]
+    fn what_makes_a_run_longer_shows_its_figures_and_has_two_hours() {
+        let longer = |name: &'static str, value: &str| {
+            let value = OsString::from(value);
+            Longer::wanted_by(|asked| (asked == name).then(|| value.clone()))
+        };
+
+        for (name, value) in [("MARENGO_RUNS", "2"), ("MARENGO_EVENTS", "10000")] {
+            assert_eq!(longer(name, value).args(), ["--nocapture"]);
+            assert_eq!(longer(name, value).limit(), Some(Duration::from_hours(2)));
+        }
+        let long = longer("MARENGO_LONG", "1");
+        assert_eq!(long.args(), ["--nocapture", "--include-ignored"]);
+        assert_eq!(long.limit(), Some(Duration::from_hours(2)));
+        for (name, value) in [("MARENGO_RUNS", "1"), ("MARENGO_LONG", "0"), ("OTHER", "1")] {
+            assert_eq!(longer(name, value).args(), [""; 0]);
+            assert_eq!(longer(name, value).limit(), None);
+        }
     }
 }
