@@ -1,7 +1,8 @@
 //! The underlay falls apart, in every shape, and is mended: the mesh heals by itself.
 //!
-//! All shapes are tried at the same time, each on a mesh of its own. `MARENGO_RUNS` says how often,
-//! `MARENGO_LONG=1` adds splits of a minute.
+//! All shapes are tried at the same time, each on a mesh of its own: `MARENGO_RUNS` times while a
+//! daemon is restarted and a machine replaced, and once with nothing but the split. `MARENGO_LONG=1`
+//! adds splits of a minute.
 #![allow(clippy::print_stderr, reason = "a test prints what it measured")]
 
 use std::{
@@ -23,6 +24,8 @@ const PACE: Duration = Duration::from_millis(5);
 const AROUND: Duration = Duration::from_secs(50);
 /// After this, whoever is cut off was declared down.
 const NOTICED: Duration = Duration::from_secs(8);
+/// A split in which nothing else happens lasts so long at least: the far side is down for a while.
+const QUIET: Duration = Duration::from_secs(15);
 
 /// A way to fall apart.
 #[derive(Clone, Copy, Debug)]
@@ -245,10 +248,13 @@ fn state(view: View<'_>, peer: &str) -> String {
     state.unwrap_or_else(|| "gone".to_owned())
 }
 
-/// Splits meshes of all these shapes at the same time, and mends them, `runs` times.
+/// Splits meshes of all these shapes at the same time, and mends them: `runs` times while more
+/// happens, and once while nothing does.
 fn fall_apart(shapes: &[Shape], lasting: Duration, runs: usize, args: &[&str]) {
+    let quiet = lasting.max(QUIET);
     let limit = Duration::from_mins(1)
-        + (lasting + AROUND) * u32::try_from(runs).expect("each run takes time");
+        + (lasting + AROUND) * u32::try_from(runs).expect("each run takes time")
+        + (quiet + AROUND);
     let meshes: Vec<(Shape, Mesh)> =
         shapes.iter().map(|shape| (*shape, Mesh::within(shape.nodes, limit))).collect();
     start(&meshes, args);
@@ -256,8 +262,9 @@ fn fall_apart(shapes: &[Shape], lasting: Duration, runs: usize, args: &[&str]) {
         for (shape, mesh) in &meshes {
             let run_all = move || {
                 for run in 1..=runs {
-                    fall_apart_once(*shape, mesh, lasting, run, args);
+                    fall_apart_once(*shape, mesh, lasting, Some(run), args);
                 }
+                fall_apart_once(*shape, mesh, quiet, None, args);
             };
             thread::Builder::new()
                 .name(shape.name.to_owned())
@@ -287,15 +294,22 @@ fn launch(mesh: &Mesh, node: &Node, args: &[&str]) {
     node.launch(&[], &[args, &join].concat());
 }
 
-fn fall_apart_once(shape: Shape, mesh: &Mesh, lasting: Duration, run: usize, args: &[&str]) {
-    // Every second time, nothing happens but the split itself.
-    let eventful = run % 2 == 1;
-    let replaced = shape.replaced.filter(|_| eventful);
+/// A split, and all around it. `run` is its number, if more happens than the split itself.
+fn fall_apart_once(
+    shape: Shape,
+    mesh: &Mesh,
+    lasting: Duration,
+    run: Option<usize>,
+    args: &[&str],
+) {
+    let what = run.map_or_else(|| "quiet".to_owned(), |run| format!("run {run}"));
+    let what = format!("{} for {lasting:?}, {what}", shape.name);
+    let replaced = shape.replaced.filter(|_| run.is_some());
     let probed = probes(shape, mesh, replaced, lasting + AROUND);
     thread::sleep(Duration::from_millis(500));
     let start = Instant::now();
     mesh.split(What::All, &(shape.deaf)());
-    if eventful {
+    if run.is_some() {
         thread::sleep(lasting / 8);
         restart(mesh, mesh.node(shape.restarted.into()), args);
     }
@@ -308,7 +322,7 @@ fn fall_apart_once(shape: Shape, mesh: &Mesh, lasting: Duration, run: usize, arg
         for group in shape.inside {
             let names: Vec<String> = group.iter().map(|number| name(mesh, *number)).collect();
             for number in *group {
-                assert_eq!(mesh.node((*number).into()).view().alive(), names, "{}", shape.name);
+                assert_eq!(mesh.node((*number).into()).view().alive(), names, "{what}");
             }
         }
     }
@@ -316,19 +330,19 @@ fn fall_apart_once(shape: Shape, mesh: &Mesh, lasting: Duration, run: usize, arg
     mesh.mend();
 
     let healed = heal(mesh, HEAL_LIMIT);
-    eprintln!("{} for {lasting:?}, run {run}: healed {healed:?}", shape.name);
-    assert!(healed.is_some(), "{}, run {run}: not healed in {HEAL_LIMIT:?}", shape.name);
+    eprintln!("{what}: healed {healed:?}");
+    assert!(healed.is_some(), "{what}: not healed in {HEAL_LIMIT:?}");
     for (between, probe) in probed {
         let outcome = probe.finish();
         let lost = (outcome.lost, outcome.duplicates);
-        assert_eq!(lost, (0, 0), "{}, run {run}: {between}: {outcome:?}", shape.name);
+        assert_eq!(lost, (0, 0), "{what}: {between}: {outcome:?}");
     }
     // The new machine first: its questions tell the others its new hardware address.
     let first = replaced.map(|number| mesh.node(number.into()));
     for from in first.into_iter().chain(mesh.nodes()) {
         for to in mesh.nodes().filter(|to| to.name() != from.name()) {
             let reached = from.namespace.pings(&to.overlay().to_string(), 1);
-            assert!(reached, "{}, run {run}: {} to {}", shape.name, from.name(), to.name());
+            assert!(reached, "{what}: {} to {}", from.name(), to.name());
         }
     }
 }
