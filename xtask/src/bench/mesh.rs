@@ -76,10 +76,11 @@ impl Args {
         closed?;
 
         let section = figures.section(&document::circumstances()?);
-        print!("{section}");
+        print!("{}", section.text);
         if self.write {
-            println!("\nwritten to {}", document::write("bench mesh", &section)?.display());
+            println!("\nwritten to {}", document::write("bench mesh", &section.text)?.display());
         }
+        ensure!(section.missed == 0, "goals that were missed: {}", section.missed);
         Ok(())
     }
 

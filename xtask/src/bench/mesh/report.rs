@@ -31,15 +31,22 @@ pub(super) struct Figures {
     pub(super) other_downs: usize,
 }
 
+/// The section, and how many of its goals are missed.
+#[derive(Clone, Debug)]
+pub(super) struct Section {
+    pub(super) text: String,
+    pub(super) missed: usize,
+}
+
 impl Figures {
-    pub(super) fn section(&self, circumstances: &str) -> String {
+    pub(super) fn section(&self, circumstances: &str) -> Section {
         let mut text = String::from("## Many nodes: `cargo xtask bench mesh --write`\n\n");
-        // Writing to a string cannot fail.
-        self.write(&mut text, circumstances).ok();
-        text
+        let missed = self.write(&mut text, circumstances).expect("writing to a string cannot fail");
+        Section { text, missed }
     }
 
-    fn write(&self, text: &mut String, circumstances: &str) -> std::fmt::Result {
+    /// Returns how many goals are missed.
+    fn write(&self, text: &mut String, circumstances: &str) -> Result<usize, std::fmt::Error> {
         let Self { nodes, pings, .. } = self;
         writeln!(text, "{circumstances} One run; load before it: {}.\n", short(&self.load))?;
         writeln!(
@@ -54,7 +61,11 @@ impl Figures {
         let resident: Vec<f64> = self.usages.iter().map(|usage| mebi(usage.1.resident)).collect();
         let wakes: Vec<f64> = self.usages.iter().map(|usage| self.wakes(usage)).collect();
         let (processor, resident, wakes) = (spread(processor), spread(resident), spread(wakes));
-        let met = |met: bool| if met { "met" } else { "missed" };
+        let mut missed = 0;
+        let mut met = |met: bool| {
+            missed += usize::from(!met);
+            if met { "met" } else { "missed" }
+        };
         writeln!(text, "| what | measured | goal |")?;
         writeln!(text, "| --- | --- | --- |")?;
         writeln!(
@@ -116,7 +127,8 @@ impl Figures {
             "\nA daemon's share counts the time in which the kernel carries its datagrams through \
              both cables and the router, because that happens inside its calls. The pings find \
              their neighbours by ARP, flooded to all, at a bounded pace."
-        )
+        )?;
+        Ok(missed)
     }
 
     fn percent(&self, (before, after): &(Usage, Usage)) -> f64 {
@@ -176,7 +188,7 @@ mod tests {
             other_downs: 0,
         };
 
-        let text = figures.section("Here.");
+        let Section { text, missed } = figures.section("Here.");
 
         assert!(text.contains("load before it: 0.10 0.20 0.30."), "{text}");
         assert!(text.contains("| 3.0 s (the last daemon"), "{text}");
@@ -184,5 +196,6 @@ mod tests {
         assert!(text.contains("| 7.0 s | 6 s: missed |"), "{text}");
         assert!(text.contains("most 0.250 % | 0.2 %: missed"), "{text}");
         assert!(text.contains("most 8.8 MiB | 16 MiB: met"), "{text}");
+        assert_eq!(missed, 2, "{text}");
     }
 }
