@@ -63,14 +63,21 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// As [`run`], and gives what the command wrote to stdout; its stderr is the terminal's.
 pub(crate) fn run_reading(command: &mut Command) -> Result<String> {
+    let (text, status) = run_reading_any(command)?;
+    if status.success() { Ok(text) } else { Err(failed(command, status)) }
+}
+
+/// As [`run_reading`], for a command whose failure is an answer: how it ended, too.
+pub(crate) fn run_reading_any(command: &mut Command) -> Result<(String, ExitStatus)> {
     let (reader, writer) = std::io::pipe().context("failed to make a pipe")?;
     let text = thread::spawn(move || std::io::read_to_string(reader));
-    let result = run(command.stdout(writer));
+    let status = run_limited(command.stdout(writer), None);
     // The reader ends when the last writer is gone, and the command holds one.
     command.stdout(Stdio::null());
     let text = text.join().map_err(|_panic| anyhow!("the reader of a pipe panicked"))?;
-    result?;
-    text.with_context(|| format!("failed to read what {} printed", shown(command)))
+    let status = status?;
+    let text = text.with_context(|| format!("failed to read what {} printed", shown(command)))?;
+    Ok((text, status))
 }
 
 /// As [`run`], in a process group of its own that is ended as a whole after `limit` or on a signal.
@@ -173,7 +180,8 @@ fn capture_once(command: &mut Command) -> Result<Output> {
     }
 }
 
-fn failed(command: &Command, status: ExitStatus) -> anyhow::Error {
+/// The error of a command that did not succeed.
+pub(crate) fn failed(command: &Command, status: ExitStatus) -> anyhow::Error {
     anyhow!("{} failed ({status})", shown(command))
 }
 

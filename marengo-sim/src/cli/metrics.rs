@@ -17,7 +17,7 @@ use marengo_sim::{
 };
 
 /// Print how soon a crash is known, false downs, how soon a split heals and bytes per second, for
-/// Marengo's membership and for foca with its own defaults.
+/// Marengo's membership and for foca with its own defaults. Fails if Marengo misses a goal.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Numbers of nodes.
@@ -63,7 +63,7 @@ impl Args {
              heals | bytes |"
         );
         println!("| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |");
-        self.print_rows(&self.rows());
+        let mut missed = self.print_rows(&self.rows());
         println!();
         println!(
             "Known: time from a crash until another node knew it, over all of them. False downs: \
@@ -81,8 +81,13 @@ impl Args {
                  downs.",
                 self.hours, figures.false_downs
             );
+            let of = |goal| format!("{} hours of 5 nodes: {goal}", self.hours);
+            missed.extend(missed_false_downs(&figures).map(of));
         }
-        ExitCode::SUCCESS
+        for goal in &missed {
+            eprintln!("missed: {goal}");
+        }
+        if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 
     fn rows(&self) -> Vec<Row> {
@@ -93,8 +98,9 @@ impl Args {
         self.nodes.iter().flat_map(of_nodes).collect()
     }
 
-    /// Measures several at once, and prints them in their order, each as soon as it can be.
-    fn print_rows(&self, rows: &[Row]) {
+    /// Measures several at once, and prints them in their order, each as soon as it can be. Returns
+    /// the goals that were missed.
+    fn print_rows(&self, rows: &[Row]) -> Vec<String> {
         let next = AtomicUsize::new(0);
         let (done, finished) = mpsc::channel();
         let available = thread::available_parallelism().map_or(1, usize::from);
@@ -111,21 +117,23 @@ impl Args {
             }
             drop(done);
             let mut waiting = BTreeMap::new();
-            let mut printed = 0;
-            for (number, line) in finished {
-                waiting.insert(number, line);
-                while let Some(line) = waiting.remove(&printed) {
+            let (mut printed, mut missed) = (0, Vec::new());
+            for (number, measured) in finished {
+                waiting.insert(number, measured);
+                while let Some((line, goals)) = waiting.remove(&printed) {
                     println!("{line}");
+                    missed.extend(goals);
                     printed += 1;
                 }
             }
-        });
+            missed
+        })
     }
 }
 
 impl Row {
-    /// Measures this, as a line of the table.
-    fn measure(self, seed: u64) -> String {
+    /// Measures this, as a line of the table and the goals that it misses.
+    fn measure(self, seed: u64) -> (String, Vec<String>) {
         let Self { nodes, loss: percent, who } = self;
         let loss = f64::from(percent) / 100.0;
         let scale = scale(nodes, loss);
@@ -142,16 +150,44 @@ impl Row {
                 (name, measure::measure(&mut world, &scale))
             }
         };
+        let goals = match who {
+            Who::Marengo => missed(&figures),
+            Who::Plain(_) => Vec::new(),
+        };
+        let goals = goals.iter().map(|goal| format!("{nodes} nodes, {percent} % loss: {goal}"));
         let Figures { join, heal, bytes, .. } = figures;
-        format!(
+        let line = format!(
             "| {nodes} | {percent} % | {name} | {} | {} | {} | {:.2} | {} | {bytes:.0} |",
             shown(join),
             shown(figures.detected_within(0.5)),
             shown(figures.detected_within(0.99)),
             figures.false_downs_per_node_hour(),
             shown(heal),
-        )
+        );
+        (line, goals.collect())
     }
+}
+
+/// Until all but one in a hundred know of a crash.
+const GOAL_KNOWN: Duration = secs(6);
+/// From the end of a split until all know all.
+const GOAL_HEAL: Duration = secs(15);
+
+/// The goals that Marengo's membership misses by these figures.
+fn missed(figures: &Figures) -> Vec<String> {
+    let late = |what: &str, time: Option<Duration>, goal: Duration| {
+        let missed = time.is_none_or(|time| time >= goal);
+        missed.then(|| format!("{what} {}, not under {} s", shown(time), goal.as_secs()))
+    };
+    let known = late("crash known p99", figures.detected_within(0.99), GOAL_KNOWN);
+    let heal = late("split heals", figures.heal, GOAL_HEAL);
+    [known, heal, missed_false_downs(figures)].into_iter().flatten().collect()
+}
+
+/// The goal of a quiet time, if it is missed.
+fn missed_false_downs(figures: &Figures) -> Option<String> {
+    let count = figures.false_downs;
+    (count > 0).then(|| format!("false downs {count}, not 0"))
 }
 
 /// The longest that anything is waited for.
@@ -170,4 +206,36 @@ fn scale(nodes: usize, loss: f64) -> Scale {
 
 fn shown(time: Option<Duration>) -> String {
     time.map_or_else(|| "-".to_owned(), |time| format!("{:.1} s", time.as_secs_f64()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goals_are_judged() {
+        let good = Figures {
+            detection: [vec![secs(3); 99], vec![secs(9)]].concat(),
+            heal: Some(secs(14)),
+            ..Figures::default()
+        };
+        assert_eq!(missed(&good), [""; 0]);
+
+        let late = Figures {
+            detection: vec![secs(6); 100],
+            heal: Some(secs(15)),
+            false_downs: 2,
+            ..Figures::default()
+        };
+        let goals = [
+            "crash known p99 6.0 s, not under 6 s",
+            "split heals 15.0 s, not under 15 s",
+            "false downs 2, not 0",
+        ];
+        assert_eq!(missed(&late), goals);
+
+        let never = Figures { undetected: 2, heal: None, ..good };
+        let goals = ["crash known p99 -, not under 6 s", "split heals -, not under 15 s"];
+        assert_eq!(missed(&never), goals);
+    }
 }
