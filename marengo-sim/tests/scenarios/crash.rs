@@ -5,9 +5,10 @@ use rand::RngExt as _;
 
 use crate::{count_over_ten_seeds, each_seed, measured, ms, secs, world::World};
 
-/// Crashes one node of `nodes`; it must be down everywhere within 6 s, and nothing else happens.
-fn crash_is_noticed(nodes: usize) {
-    each_seed(20, |seed| {
+/// Crashes one node of `nodes`, once for each of `seeds`; it must be down everywhere within 6 s, and
+/// nothing else happens.
+fn crash_is_noticed(nodes: usize, seeds: u64) {
+    each_seed(seeds, |seed| {
         let mut world = World::cluster(seed, nodes);
         let victim = world.rng.random_range(0..nodes);
         let (since, addr) = (world.now, world.addr(victim));
@@ -29,12 +30,17 @@ fn crash_is_noticed(nodes: usize) {
 
 #[test]
 fn a_crashed_node_of_three_is_down_everywhere_within_6_s() {
-    crash_is_noticed(3);
+    crash_is_noticed(3, 20);
 }
 
 #[test]
 fn a_crashed_node_of_five_is_down_everywhere_within_6_s() {
-    crash_is_noticed(5);
+    crash_is_noticed(5, 20);
+}
+
+#[test]
+fn a_crashed_node_of_fifty_is_down_everywhere_within_6_s() {
+    crash_is_noticed(50, 10);
 }
 
 /// Crashes node 2 for `down_for`, starts it again at the same address, and returns when it is
