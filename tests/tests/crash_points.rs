@@ -2,7 +2,6 @@
 //! Whatever was half done, the next start finishes it, and a clean stop leaves nothing.
 //!
 //! Some points, chosen by a seed that is printed; with `MARENGO_RUNS` above 1 all of them.
-#![expect(clippy::print_stderr, reason = "K of K is what one wants to read")]
 
 use std::{
     os::unix::process::ExitStatusExt as _,
@@ -15,7 +14,7 @@ use marengo_tests::{
     node::DEVICE,
     require_root, requirements,
     rounds::{Round, Stage},
-    wait,
+    tell, wait,
 };
 use nix::sys::signal::Signal;
 use rand::{SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
@@ -87,15 +86,15 @@ fn sweep(rounds: &[Round], sample: usize) {
             killed += usize::from(was_killed);
             slowest = slowest.max(played.recovery);
         }
-        eprintln!(
-            "{round}: {} of {} points, killed at {killed} ({} writes), right again {slowest:?} after the \
-             start of the next process",
+        tell(format_args!(
+            "{round}: {} of {} points, killed at {killed} ({} writes), right again \
+             {slowest:?} after the start of the next process",
             points.len(),
             points.len(),
             writes.len(),
-        );
+        ));
         if all {
-            eprintln!("  {}", writes.join(", "));
+            tell(format_args!("  {}", writes.join(", ")));
         }
         assert!(killed * 10 >= points.len() * 9, "{round}: killed at {killed} points alone");
     }

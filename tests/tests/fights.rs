@@ -2,7 +2,6 @@
 //! the daemon waits, says who it is, and goes on with all else.
 //!
 //! `MARENGO_RUNS=100` undoes each thing a hundred times.
-#![expect(clippy::print_stderr, reason = "the percentiles are what one wants to read")]
 #![expect(clippy::unwrap_used, reason = "a test ends with a panic")]
 
 use std::{
@@ -22,7 +21,7 @@ use marengo_tests::{
     bpf::{self, Content, Maps},
     exec,
     node::{BRIDGE, DEVICE},
-    require_root, requirements, wait,
+    require_root, requirements, tell, wait,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 
@@ -131,15 +130,20 @@ fn undo_all(mesh: &Mesh, args: &[&str], undoings: &[Undoing], attached: fn(&Node
     let mut all: Vec<Duration> = times.values().flatten().copied().collect();
     for (name, times) in &mut times {
         times.sort_unstable();
-        eprintln!(
+        tell(format_args!(
             "{name}: {} times, median {:?}, longest {:?}",
             times.len(),
             at(times, 50),
             at(times, 100)
-        );
+        ));
     }
     all.sort_unstable();
-    eprintln!("all: {} times, median {:?}, p99 {:?}", all.len(), at(&all, 50), at(&all, 99));
+    tell(format_args!(
+        "all: {} times, median {:?}, p99 {:?}",
+        all.len(),
+        at(&all, 50),
+        at(&all, 99)
+    ));
     // Of a few, the slowest says more of the machine than of the daemon.
     let percent = if all.len() >= 300 { 99 } else { 90 };
     assert!(at(&all, percent) < P99, "p{percent} of repair is {:?}", at(&all, percent));
@@ -225,10 +229,10 @@ fn who_undoes_without_end_is_waited_with_and_named() {
 
     let (repairs, rounds, cpu) = fight(node, time, &nomaster);
     let status = node.view().status();
-    eprintln!(
+    tell(format_args!(
         "{repairs} repairs, {rounds} rounds, {cpu:?} of processor in {time:?}: {}",
         status["fights"]
-    );
+    ));
 
     // Nine or so at once, and then after 0.25, 0.5, 1, 2, 4 s.
     assert!((8..=18).contains(&repairs), "{repairs} repairs");
@@ -295,7 +299,7 @@ fn fight_over_one_map_entry_costs_the_others_no_packet() {
     hand.join().unwrap();
 
     let repairs = node.view().repairs() - repairs;
-    eprintln!("{repairs} repairs in {time:?}: {}", status["fights"]);
+    tell(format_args!("{repairs} repairs in {time:?}: {}", status["fights"]));
     assert!((8..=20).contains(&repairs), "{repairs} repairs");
     let fight = &status["fights"][0];
     assert_eq!(fight["object"], "map vteps");

@@ -3,7 +3,6 @@
 //! All shapes are tried at the same time, each on a mesh of its own: `MARENGO_RUNS` times while a
 //! daemon is restarted and a machine replaced, and once with nothing but the split. `MARENGO_LONG=1`
 //! adds splits of a minute.
-#![allow(clippy::print_stderr, reason = "a test prints what it measured")]
 
 use std::{
     thread,
@@ -13,6 +12,7 @@ use std::{
 use marengo_tests::{
     Mesh, Node, Probe, require_root, requirements,
     split::{Deaf, What, between},
+    tell,
     view::View,
 };
 
@@ -179,7 +179,7 @@ fn split_of_gossip_alone_costs_no_packet_and_the_far_side_is_held() {
             far.iter().all(|other| state(view, &name(&mesh, *other)) == "held")
         });
     }
-    eprintln!("the far side is held after {:?}", start.elapsed());
+    tell(format_args!("the far side is held after {:?}", start.elapsed()));
     while start.elapsed() < lasting {
         thread::sleep(Duration::from_millis(500));
         for (number, node) in (1..).zip(mesh.nodes()) {
@@ -193,7 +193,7 @@ fn split_of_gossip_alone_costs_no_packet_and_the_far_side_is_held() {
     }
     mesh.mend();
     let healed = heal(&mesh, HEAL_LIMIT);
-    eprintln!("held for {lasting:?}, healed {healed:?}");
+    tell(format_args!("held for {lasting:?}, healed {healed:?}"));
     assert!(healed.is_some(), "not healed in {HEAL_LIMIT:?}");
     for node in mesh.nodes() {
         node.wait_until("nobody is held", Duration::from_secs(3), |view| {
@@ -330,7 +330,7 @@ fn fall_apart_once(
     mesh.mend();
 
     let healed = heal(mesh, HEAL_LIMIT);
-    eprintln!("{what}: healed {healed:?}");
+    tell(format_args!("{what}: healed {healed:?}"));
     assert!(healed.is_some(), "{what}: not healed in {HEAL_LIMIT:?}");
     for (between, probe) in probed {
         let outcome = probe.finish();
@@ -385,6 +385,7 @@ fn replace(mesh: &Mesh, node: &Node, args: &[&str]) {
 }
 
 /// Waits until all know all, alive and in their maps. Nothing if they do not within `limit`.
+#[expect(clippy::print_stderr, reason = "what a failed test prints is all that one has of it")]
 fn heal(mesh: &Mesh, limit: Duration) -> Option<Duration> {
     let start = Instant::now();
     let names: Vec<String> = mesh.nodes().map(Node::name).collect();

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 use marengo_tests::{
     Mesh, Node,
     node::{BRIDGE, DEVICE},
-    require_root, wait,
+    require_root, tell, wait,
 };
 
 /// The addresses in the daemon's file, if it can be read.
@@ -57,7 +57,7 @@ fn cluster_that_lost_power_comes_together_without_seeds() {
 
     let took = mesh.wait_converged();
 
-    eprintln!("together after {took:?}");
+    tell(format_args!("together after {took:?}"));
     let (two, three) = (mesh.node(2), mesh.node(3));
     two.address_bridge();
     three.address_bridge();

@@ -7,7 +7,7 @@ use marengo_tests::{
     bpf::Maps,
     node::{BRIDGE, DEVICE},
     probe::Outcome,
-    require_root, wait,
+    require_root, tell, wait,
 };
 use nix::sys::signal::Signal;
 
@@ -53,11 +53,10 @@ fn stations(node: &Node) -> BTreeMap<String, [u64; 4]> {
         .collect()
 }
 
-#[expect(clippy::print_stderr, reason = "figures for the reader")]
 fn expect_gap(outcome: &Outcome, what: &str) {
     let gap =
         outcome.lost_between.map_or(Duration::ZERO, |(first, last)| last.saturating_sub(first));
-    eprintln!("{what}: {} of {} lost, gap {gap:?}", outcome.lost, outcome.sent);
+    tell(format_args!("{what}: {} of {} lost, gap {gap:?}", outcome.lost, outcome.sent));
     assert!(gap <= GAP && outcome.lost <= 3000, "{what}: {outcome:?}");
 }
 
@@ -107,7 +106,7 @@ fn nodes_renumbered_one_after_the_other_cost_the_others_one_write_and_no_packet(
             })
         });
         std::thread::sleep(Duration::from_secs(2));
-        eprintln!("{}: on every map after {took:?}", node.name());
+        tell(format_args!("{}: on every map after {took:?}", node.name()));
         expect_gap(&there.finish(), "to it");
         expect_gap(&back.finish(), "from it");
         for probe in third {
@@ -228,7 +227,7 @@ fn interface_is_followed_and_an_address_that_flaps_is_kept() {
 
     one.renumber(2);
     let took = wait::until("node 2 has it", GAP, || Maps::open(two).has(one.underlay().into()));
-    eprintln!("followed after {took:?}");
+    tell(format_args!("followed after {took:?}"));
     mesh.wait_converged();
     assert!(two.namespace.pings(&one.overlay().to_string(), 2));
     assert_ne!(generation(), before);
@@ -264,7 +263,7 @@ fn two_that_are_renumbered_at_once_find_each_other_by_a_third() {
     let took = wait::until("they have each other's new address", Duration::from_secs(10), || {
         Maps::open(one).has(two.underlay().into()) && Maps::open(two).has(one.underlay().into())
     });
-    eprintln!("found after {took:?}");
+    tell(format_args!("found after {took:?}"));
     mesh.wait_converged();
     assert!(one.namespace.pings(&two.overlay().to_string(), 2));
 }
@@ -312,7 +311,7 @@ fn underlay_that_changes_its_mtu_flaps_or_is_replaced_is_followed() {
         let took = wait::until("the overlay's MTU follows", Duration::from_secs(3), || {
             mtu(BRIDGE) == Some(overlay) && mtu(DEVICE) == Some(overlay)
         });
-        eprintln!("MTU {underlay} followed after {took:?}");
+        tell(format_args!("MTU {underlay} followed after {took:?}"));
         assert_eq!(one.view().status()["mtu"], overlay);
     }
 
@@ -328,16 +327,16 @@ fn underlay_that_changes_its_mtu_flaps_or_is_replaced_is_followed() {
         one.restore_link();
         std::thread::sleep(Duration::from_millis(300));
     }
-    eprintln!("reached again {:?} after flaps", reach("node 1 is reached after flaps"));
+    tell(format_args!("reached again {:?} after flaps", reach("node 1 is reached after flaps")));
     mesh.wait_converged();
 
     let before = one.namespace.ifindex("eth0");
     one.replace_cable();
     assert_ne!(one.namespace.ifindex("eth0"), before);
-    eprintln!(
+    tell(format_args!(
         "reached again {:?} after the new cable",
         reach("node 1 is reached by its new cable")
-    );
+    ));
     mesh.wait_converged();
     // What the node knows of its underlay is the new device's.
     mesh.router.ip(&format!("link set {} mtu 1400", one.cable()));

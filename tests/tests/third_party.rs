@@ -1,9 +1,8 @@
 //! A node dies, and nobody else notices.
-#![allow(clippy::print_stderr, reason = "a test prints what it measured")]
 
 use std::{net::IpAddr, time::Duration};
 
-use marengo_tests::{Mesh, Probe, bpf::Maps, require_root, requirements, wait};
+use marengo_tests::{Mesh, Probe, bpf::Maps, require_root, requirements, tell, wait};
 
 /// Time before the fault, and from the moment that the dead node is off the maps.
 const QUIET: Duration = Duration::from_millis(500);
@@ -117,11 +116,11 @@ fn die_and_return(nodes: u8, runs: usize) {
         std::thread::sleep(QUIET);
         for (probe, (from, to)) in probes.into_iter().zip(&pairs) {
             let outcome = probe.finish();
-            eprintln!(
+            tell(format_args!(
                 "run {run}: {} to {}: {outcome:?}; off {off:?}, back {back:?}",
                 from.name(),
                 to.name()
-            );
+            ));
             assert!(outcome.sent > 1500, "{outcome:?}");
             assert_eq!((outcome.lost, outcome.duplicates), (0, 0), "run {run}: {outcome:?}");
         }
