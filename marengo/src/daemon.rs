@@ -147,7 +147,10 @@ async fn open_data_plane(
     let had_device = match converge.had_device().await {
         Ok(had_device) => had_device,
         // What is there may be an earlier run's, and work; nothing but maps has been made.
-        Err(error) => return Err(refused_links(&error, config)),
+        Err(error) => {
+            let error = error.context("cannot see what is here already; it is left as it is");
+            return Err(refused_links(&error, config));
+        }
     };
     match converge.round(&PeerTable::default(), Cause::Start).await {
         Err(error) if !had_device => {

@@ -104,10 +104,9 @@ fn start_that_cannot_take_over_costs_no_packet() {
     let stage = Stage::set(SABOTEUR, limit());
     let (node, peer) = (stage.node(), stage.mesh.node(2));
     let orders = [
-        format!("fail-all {} look", Errno::ENOBUFS as i32),
+        format!("fail-look {}", Errno::ENOBUFS as i32),
         format!("fail-all {} update link", Errno::EPERM as i32),
         format!("fail-all {} load program marengo_ingress", Errno::ENOMEM as i32),
-        format!("fail-all {} update marengo_setting", Errno::ENOMEM as i32),
     ];
     for order in orders {
         stage.start();

@@ -9,8 +9,8 @@
 //! kill 3                   at the third write from now on
 //! fail 12 3                the third write from now on fails with errno 12
 //! fail-all 12 update peers  until `clear`, each write of that description does
-//! fail-all 105 look         until `clear`, each question for links does (not a write: told of only
-//!                           while this is ordered)
+//! fail-look 105             the next question for links does, once a program is loaded (not a write:
+//!                           told of only while this is ordered)
 //! refuse-all 16 set master  until `clear`, the kernel answers each netlink message of that description
 //!                           with errno 16, and does nothing
 //! clear                    nothing from now on
@@ -56,6 +56,9 @@ mod trace {
             errno: i32,
             what: String,
         },
+        FailLook {
+            errno: i32,
+        },
         RefuseAll {
             errno: i32,
             what: String,
@@ -98,6 +101,7 @@ mod trace {
         let mut scene = Scene {
             process,
             memory: None,
+            has_loaded: false,
             netlink: HashSet::new(),
             maps: HashMap::new(),
             refused: HashMap::new(),
@@ -132,6 +136,7 @@ mod trace {
         match words.first().copied() {
             Some("kill") => Order::Kill { countdown: number(1).unwrap_or(1) },
             Some("fail") => Order::Fail { errno, countdown: number(2).unwrap_or(1) },
+            Some("fail-look") => Order::FailLook { errno },
             Some("fail-all") => Order::FailAll { errno, what: rest },
             Some("refuse-all") => Order::RefuseAll { errno, what: rest },
             _ => Order::Nothing,
@@ -140,13 +145,14 @@ mod trace {
 
     impl Order {
         fn is_about_looks(&self) -> bool {
-            matches!(self, Self::FailAll { what, .. } if what == LOOK)
+            matches!(self, Self::FailLook { .. })
         }
 
         /// A write is about to happen.
         fn meet(&mut self, write: &str) -> Blow {
             match self {
                 Self::Nothing => Blow::None,
+                Self::FailLook { .. } if write != LOOK => Blow::None,
                 Self::FailAll { errno, what } => {
                     if what == write {
                         Blow::Errno(*errno)
@@ -166,7 +172,7 @@ mod trace {
                     Blow::None
                 }
                 Self::Kill { .. } => Blow::Kill,
-                Self::Fail { errno, .. } => {
+                Self::Fail { errno, .. } | Self::FailLook { errno } => {
                     let errno = *errno;
                     *self = Self::Nothing;
                     Blow::Errno(errno)
@@ -179,6 +185,8 @@ mod trace {
     struct Scene {
         process: Pid,
         memory: Option<File>,
+        /// It has loaded a program since this looks.
+        has_loaded: bool,
         netlink: HashSet<String>,
         maps: HashMap<u32, String>,
         /// Netlink messages that the kernel was kept from, by their sequence number, and what it is
@@ -204,8 +212,9 @@ mod trace {
             }
             let Ok(mut regs) = ptrace::getregs(tid) else { return };
             let Some(write) = self.describe(&regs) else { return };
+            self.has_loaded |= write.starts_with("load program");
             let mut order = order.lock().unwrap_or_else(PoisonError::into_inner);
-            if write == LOOK && !order.is_about_looks() {
+            if write == LOOK && !(self.has_loaded && order.is_about_looks()) {
                 return;
             }
             let blow = order.meet(&write);
