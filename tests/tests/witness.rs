@@ -119,7 +119,7 @@ fn endure(fault: Fault) {
     assert_eq!(after, before, "{fault:?}: no entry of any map is another one");
 }
 
-/// Begins a fault; what it returns ends it.
+/// Begins a fault; what it returns ends it, and fails if nothing was felt of it.
 fn begin<'a>(fault: Fault, mesh: &'a Mesh) -> Box<dyn FnOnce() + 'a> {
     let two = mesh.node(2);
     match fault {
@@ -133,20 +133,33 @@ fn begin<'a>(fault: Fault, mesh: &'a Mesh) -> Box<dyn FnOnce() + 'a> {
         }
         Fault::Starved => {
             let quota = CpuQuota::limit(two.pid(), 1);
-            Box::new(move || drop(quota))
+            Box::new(move || {
+                let throttled = quota.throttled();
+                assert!(throttled > 20, "it had to wait {throttled} times alone");
+            })
         }
         Fault::Lossy => {
             mesh.router.nft(
                 "table inet gossip {
                      chain forward {
                          type filter hook forward priority 0;
-                         udp dport 7946 numgen random mod 100 < 40 drop
+                         udp dport 7946 numgen random mod 100 < 40 counter drop
                      }
                  }",
             );
-            Box::new(|| mesh.router.nft("delete table inet gossip"))
+            Box::new(|| {
+                let dropped = dropped(&mesh.router.run("nft list table inet gossip"));
+                assert!(dropped > 20, "only {dropped} datagrams were lost");
+                mesh.router.nft("delete table inet gossip");
+            })
         }
     }
+}
+
+/// What the counter of a rule says.
+fn dropped(table: &str) -> u64 {
+    let count = table.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
+    count.and_then(|count| count.parse().ok()).unwrap_or_default()
 }
 
 /// Drops what daemons say to each other, and nothing else.
@@ -162,19 +175,22 @@ fn block_gossip(node: &Node) {
 #[test]
 fn without_the_second_witness_a_fault_of_gossip_costs_packets() {
     require_root!();
-    let mesh = Mesh::new(3);
-    mesh.start_all(&["--without", "witness"]);
-    let (one, two) = (mesh.node(1), mesh.node(2));
-    let probe = Probe::start(&one.namespace, &two.namespace, two.overlay());
-    thread::sleep(Duration::from_secs(1));
+    for fault in [Fault::GossipBlocked, Fault::Stopped] {
+        let mesh = Mesh::new(3);
+        mesh.start_all(&["--without", "witness"]);
+        let (one, two) = (mesh.node(1), mesh.node(2));
+        let probe = Probe::start(&one.namespace, &two.namespace, two.overlay());
+        thread::sleep(Duration::from_secs(1));
 
-    block_gossip(two);
-    wait::until("node 2 is off the maps", Duration::from_secs(10), || {
-        Maps::open(one).lacks(IpAddr::V4(two.underlay()))
-    });
-    thread::sleep(Duration::from_secs(1));
+        let end = begin(fault, &mesh);
+        wait::until("node 2 is off the maps", Duration::from_secs(10), || {
+            Maps::open(one).lacks(IpAddr::V4(two.underlay()))
+        });
+        thread::sleep(Duration::from_secs(1));
+        end();
 
-    assert!(probe.finish().lost > 100, "the path was torn down");
+        assert!(probe.finish().lost > 100, "{fault:?}: the path was torn down");
+    }
 }
 
 #[test]
