@@ -222,14 +222,25 @@ impl Witness {
     }
 
     /// Takes out whom to ask now. Each is asked again until it is no longer doubted.
+    ///
+    /// When one is due, so is who would be in a moment: after half a cluster was lost, each look at
+    /// all of them would else be followed by another one a millisecond later.
     pub fn poll_ask(&mut self, now: Instant) -> Vec<PeerIndex> {
         let mut due = Vec::new();
+        if self.poll_timeout().is_none_or(|first| first > now) {
+            return due;
+        }
+        let WitnessConfig { ask_every, ask_heard_every, .. } = self.config;
+        let is_due = |doubt: &Doubt| {
+            let answered = doubt.asked.is_some() && doubt.heard >= doubt.asked;
+            doubt.ask_at <= now + if answered { ask_heard_every } else { ask_every } / 2
+        };
         let asked = self.doubts.iter_mut().filter(|(_, doubt)| !doubt.is_silent);
-        for (index, doubt) in asked.filter(|(_, doubt)| doubt.ask_at <= now) {
+        for (index, doubt) in asked.filter(|(_, doubt)| is_due(doubt)) {
             doubt.asked = Some(now);
             doubt.unanswered = doubt.unanswered.saturating_add(1);
             doubt.unanswered_since.get_or_insert(now);
-            doubt.ask_at = now + self.config.ask_every;
+            doubt.ask_at = now + ask_every;
             due.push(*index);
         }
         due

@@ -33,6 +33,23 @@ fn a_lost_peer_that_is_heard_is_held_for_as_long_as_it_is() {
 }
 
 #[test]
+fn many_that_are_held_are_asked_together() {
+    let mut bench = Bench::new(&[Standing::Alive; 90]);
+    bench.answers = true;
+    for lost in 0..90 {
+        bench.standings[lost] = Standing::Lost;
+        bench.step();
+    }
+    bench.run(Duration::from_secs(5));
+
+    let looks = (0..200).filter(|_| bench.step() > 0).count();
+
+    assert_eq!(bench.witness.held_count(), 90);
+    // In ten seconds, each is asked twenty times.
+    assert!((20..=60).contains(&looks), "{looks} looks");
+}
+
+#[test]
 fn a_lost_peer_that_was_silent_while_suspected_goes_at_once() {
     let mut bench = Bench::new(&[Standing::Suspect]);
     bench.run(Duration::from_secs(2));
