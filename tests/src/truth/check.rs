@@ -18,9 +18,9 @@ pub struct Checks {
     pub entries: u64,
     /// Of those, to a peer that was gone or had moved, within the bound.
     pub late: u64,
-    /// Entries that were learnt from a frame which the underlay had kept until another data plane had
-    /// its sender's address.
-    pub outlived: u64,
+    /// Entries that were learnt from a frame which a router had kept until this node had the address
+    /// that it was sent to.
+    pub kept: u64,
     /// The longest time for which something was kept that was gone, at nodes that were tended meanwhile.
     pub longest_kept: Duration,
     /// Live entries for addresses that are no station's.
@@ -90,8 +90,8 @@ impl Checks {
                 Judgement::Wrong(reason) => {
                     let age = Duration::from_nanos(now_ns.saturating_sub(entry.last_seen_ns));
                     let arrived = now.checked_sub(age).unwrap_or(now);
-                    if model.outlived(host.number, station, target.address, arrived) {
-                        self.outlived += 1;
+                    if model.was_kept(host.number, station, target.address, arrived) {
+                        self.kept += 1;
                     } else {
                         found(Some(station), format!("{entry:?} by {peer:?}: {reason}"));
                     }

@@ -23,6 +23,9 @@ pub(crate) const MOVE_HOLD: Duration = Duration::from_millis(280);
 /// and some more.
 const UNDERLAY_KEEPS: Duration = Duration::from_secs(4);
 
+/// So soon after a station has left a node, a frame from there is refused in any case.
+const REFUSED: Duration = Duration::from_millis(200);
+
 /// How long after a start that adopts, slots that nobody has claimed are kept.
 const ADOPTED_KEEP: Duration = Duration::from_secs(15);
 
@@ -35,6 +38,8 @@ pub(crate) struct DataPlane {
     /// Its name in the maps, as soon as they were read.
     pub(crate) id: Option<u64>,
     pub(crate) address: Ipv4Addr,
+    /// Since when it has it.
+    pub(crate) took: Instant,
     /// Where it was before, and until when.
     pub(crate) former: Vec<(Ipv4Addr, Instant)>,
     pub(crate) died: Option<Instant>,
@@ -54,9 +59,9 @@ struct Heard {
     epoch: u32,
     /// When the station was last heard from another host than before, and from which before.
     moved: Option<(Instant, HostNumber)>,
-    /// A frame came so late that somebody else had its sender's address by then, and was the last of
-    /// this epoch: where the station is believed to be since.
-    outlived: Option<(u32, IpAddr)>,
+    /// Since when a router let a frame go that it had kept, this epoch was heard last: where the station
+    /// is believed to be since.
+    kept: Option<(u32, IpAddr)>,
 }
 
 /// A container, as far as the network can tell.
@@ -70,8 +75,8 @@ pub(crate) struct Station {
     /// Whether it runs at its home: it was not removed, and the host has not lost its power.
     pub(crate) runs: bool,
     pub(crate) moved_at: Option<Instant>,
-    /// When it last sent something.
-    sent_at: Option<Instant>,
+    /// When it last sent something, in each epoch.
+    sent: Vec<Instant>,
     heard: Vec<Heard>,
 }
 
@@ -154,7 +159,7 @@ impl Model {
             silent_at: None,
             runs: false,
             moved_at: None,
-            sent_at: None,
+            sent: Vec::new(),
             heard: vec![Heard::default(); hosts],
         });
         Self {
@@ -179,6 +184,7 @@ impl Model {
     pub(crate) fn settle(&mut self, number: StationNumber, home: Home, now: Instant) -> u32 {
         let station = self.station_mut(number);
         station.homes.push(home);
+        station.sent.push(now);
         station.silent_at = None;
         station.runs = true;
         station.moved_at = Some(now);
@@ -188,35 +194,48 @@ impl Model {
         epoch
     }
 
-    /// A station has sent something.
-    pub(crate) fn sent(&mut self, number: StationNumber, now: Instant) {
-        self.station_mut(number).sent_at = Some(now);
+    /// A station has sent something, from its home of an epoch.
+    pub(crate) fn sent(&mut self, number: StationNumber, epoch: u32, now: Instant) {
+        let sent = &mut self.station_mut(number).sent;
+        if let Some(sent) = (epoch as usize).checked_sub(1).and_then(|epoch| sent.get_mut(epoch)) {
+            *sent = now;
+        }
     }
 
     /// Whether a node may believe a station to be behind an address because of a frame that it got at
-    /// `arrived`: one that the underlay had kept until another data plane had its sender's address. A
-    /// frame names its sender by nothing else. The node believes so until it hears of a later epoch.
-    pub(crate) fn outlived(
+    /// `arrived`: one that was sent from there to an address which this node has taken since. A router
+    /// keeps such frames while it looks for whoever has the address. They tell neither when they were
+    /// sent nor by whom, and the node believes them until it hears of a later epoch; unless it had heard
+    /// of the station's next home so lately that the programs refuse them.
+    pub(crate) fn was_kept(
         &mut self,
         at: HostNumber,
         number: StationNumber,
         address: IpAddr,
         arrived: Instant,
     ) -> bool {
-        let station = self.station(number);
-        let epoch = station.heard[at].epoch;
-        let Some(home) = station.home_in(epoch) else { return false };
-        let has_gone_from = |plane: &DataPlane| {
-            let is_home = plane.host == home.host && plane.boot == home.boot;
-            let gone = plane.died.filter(|_| plane.had(address)).or_else(|| plane.left(address));
-            is_home && gone.is_some_and(|gone| gone < arrived)
+        let Some(took) = self.plane_of(at).map(|plane| self.planes[plane].took) else {
+            return false;
         };
-        let was_kept = station
-            .sent_at
-            .is_some_and(|sent| arrived.saturating_duration_since(sent) < UNDERLAY_KEEPS);
-        let is_so = was_kept && self.planes.iter().any(has_gone_from);
+        let station = self.station(number);
+        let Heard { epoch, moved, .. } = station.heard[at];
+        let is_from = |home: &Home| {
+            let mut planes = self.planes.iter();
+            planes.any(|p| p.host == home.host && p.boot == home.boot && p.had(address))
+        };
+        let is_refused = |home: &Home| {
+            moved.is_some_and(|(when, left)| {
+                left == home.host && arrived.saturating_duration_since(when) < REFUSED
+            })
+        };
+        let is_so = station.homes.iter().zip(&station.sent).any(|(home, sent)| {
+            let was_under_way = *sent < took
+                && took <= arrived
+                && arrived.saturating_duration_since(*sent) < UNDERLAY_KEEPS;
+            was_under_way && is_from(home) && !is_refused(home)
+        });
         if is_so {
-            self.station_mut(number).heard[at].outlived = Some((epoch, address));
+            self.station_mut(number).heard[at].kept = Some((epoch, address));
         }
         is_so
     }
@@ -294,12 +313,19 @@ impl Model {
         }
     }
 
-    /// A host has another address, and its data plane follows.
-    pub(crate) fn renumber(&mut self, host: HostNumber, address: Ipv4Addr, now: Instant) {
+    /// A host has another address, which it began to take at `began`, and its data plane follows.
+    pub(crate) fn renumber(
+        &mut self,
+        host: HostNumber,
+        address: Ipv4Addr,
+        began: Instant,
+        now: Instant,
+    ) {
         if let Some(plane) = self.plane_of(host) {
             let plane = &mut self.planes[plane];
             plane.former.push((plane.address, now));
             plane.address = address;
+            plane.took = began;
         }
     }
 
@@ -365,7 +391,7 @@ impl Model {
         now: Instant,
     ) -> Judgement {
         let station = self.station(number);
-        if station.heard[observer.host].outlived == Some((heard, target.address)) {
+        if station.heard[observer.host].kept == Some((heard, target.address)) {
             return Judgement::Late;
         }
         let from = (heard as usize).saturating_sub(1);
@@ -529,29 +555,41 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_outlived_its_senders_address_is_believed_until_the_station_is_heard_again() {
+    fn a_frame_that_a_router_kept_is_believed_until_the_station_is_heard_again() {
         let (mut model, start) = model();
+        let ms = |ms| start + Duration::from_millis(ms);
         model.settle(0, home(0), start);
-        model.sent(0, start);
         model.hear(2, 0, 1, start);
-        let dead = start + Duration::from_millis(100);
-        model.power_off(0, dead);
-        let mut next = model.planes[0].clone();
-        (next.boot, next.id, next.died) = (2, Some(99), None);
-        model.planes.push(next);
-        let target = Target { id: Some(99), ..at(0) };
+        model.settle(0, home(1), ms(100));
+        model.hear(2, 0, 2, ms(100));
+        let old = at(0).address;
 
-        // Such a frame came before its sender was gone, or too long after it was sent.
-        assert!(!model.outlived(2, 0, target.address, start));
-        assert!(!model.outlived(2, 0, target.address, start + UNDERLAY_KEEPS));
-        assert!(!model.outlived(2, 0, at(1).address, dead + Duration::from_millis(1)));
-        assert!(matches!(judge(&model, 2, target, dead), Judgement::Wrong(_)));
+        assert!(!model.was_kept(2, 0, old, ms(900)), "it was at its address all the time");
+        model.renumber(2, Ipv4Addr::new(198, 51, 100, 2), ms(800), ms(810));
+        assert!(!model.was_kept(2, 0, old, ms(700)), "it came before");
+        assert!(!model.was_kept(2, 0, at(2).address, ms(900)), "nobody sent from there");
+        let after = start + UNDERLAY_KEEPS + Duration::from_millis(1);
+        assert!(!model.was_kept(2, 0, old, after), "no router keeps anything for so long");
+        assert!(matches!(judge(&model, 2, at(0), ms(900)), Judgement::Wrong(_)));
 
-        assert!(model.outlived(2, 0, target.address, dead + Duration::from_millis(1)));
-        assert_eq!(judge(&model, 2, target, dead + BOUND * 2), Judgement::Late);
-        model.settle(0, home(1), dead + BOUND * 2);
-        model.hear(2, 0, 2, dead + BOUND * 2);
-        assert!(matches!(judge(&model, 2, target, dead + BOUND * 2), Judgement::Wrong(_)));
+        assert!(model.was_kept(2, 0, old, ms(900)));
+        assert_eq!(judge(&model, 2, at(0), start + BOUND * 2), Judgement::Late);
+        model.settle(0, home(1), start + BOUND * 2);
+        model.hear(2, 0, 3, start + BOUND * 2);
+        assert!(matches!(judge(&model, 2, at(0), start + BOUND * 2), Judgement::Wrong(_)));
+    }
+
+    #[test]
+    fn a_frame_that_a_router_kept_for_less_than_the_hold_is_to_be_refused() {
+        let (mut model, start) = model();
+        let ms = |ms| start + Duration::from_millis(ms);
+        model.settle(0, home(0), start);
+        model.hear(2, 0, 1, start);
+        model.settle(0, home(1), ms(100));
+        model.hear(2, 0, 2, ms(100));
+        model.renumber(2, Ipv4Addr::new(198, 51, 100, 2), ms(150), ms(160));
+
+        assert!(!model.was_kept(2, 0, at(0).address, ms(200)));
     }
 
     #[test]
@@ -584,6 +622,7 @@ mod tests {
     }
 
     fn model() -> (Model, Instant) {
+        let start = Instant::now();
         let mut model = Model::new(3, 1, BOUND);
         model.planes = (0..3)
             .map(|host| DataPlane {
@@ -591,11 +630,12 @@ mod tests {
                 boot: 1,
                 id: Some(host as u64 + 1),
                 address: address(host),
+                took: start,
                 former: Vec::new(),
                 died: None,
             })
             .collect();
-        (model, Instant::now())
+        (model, start)
     }
 
     fn home(host: HostNumber) -> Home {

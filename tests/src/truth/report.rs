@@ -143,12 +143,12 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "  {} rounds of checks, {:.1} s: {} live entries judged, {} of them late within the \
-             bound, {} from a frame that outlived its sender's address, {} of no station; a dead peer's slot was kept for {:.1} s at most; the machine stalled for {:.1} s",
+             bound, {} from a frame that a router had kept, {} of no station; a dead peer's slot was kept for {:.1} s at most; the machine stalled for {:.1} s",
             checks.rounds,
             checks.took.as_secs_f64(),
             checks.entries,
             checks.late,
-            checks.outlived,
+            checks.kept,
             checks.unknown,
             checks.longest_kept.as_secs_f64(),
             stalled.as_secs_f64()

@@ -206,9 +206,10 @@ impl<'a> Run<'a> {
             Event::Stop(host) => self.hosts[host].stop(),
             Event::Resume(host) => self.resume(host),
             Event::Renumber(host) => {
+                let began = Instant::now();
                 self.hosts[host].renumber();
                 let address = self.hosts[host].address();
-                self.model.renumber(host, address, Instant::now());
+                self.model.renumber(host, address, began, Instant::now());
             }
             Event::Readdress(host) => {
                 self.leave(host);
@@ -245,6 +246,7 @@ impl<'a> Run<'a> {
                 boot: self.hosts[host].boot,
                 id: None,
                 address: self.hosts[host].address(),
+                took: Instant::now(),
                 former: Vec::new(),
                 died: None,
             });

@@ -107,7 +107,7 @@ impl Traffic {
         let sequence = self.number();
         let tag = Tag { source: station, destination: station, epoch, sequence };
         put(&hosts[home.host], way, &tag.announcement(address(station)));
-        model.sent(station, Instant::now());
+        model.sent(station, epoch, Instant::now());
         model.hear(home.host, station, epoch, Instant::now());
         self.frames.announced += 1;
         self.drain(hosts, model);
@@ -150,6 +150,7 @@ impl Traffic {
             host.replay(other.address(), &frame);
             self.frames.late += 1;
         }
+        model.sent(station, epoch, Instant::now());
         self.drain(hosts, model);
     }
 
@@ -187,7 +188,7 @@ impl Traffic {
             },
         );
         put(host, way, &tag.unicast());
-        model.sent(source, Instant::now());
+        model.sent(source, epoch, Instant::now());
         self.frames.sent += 1;
         self.drain(hosts, model);
         tag.sequence
