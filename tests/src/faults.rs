@@ -35,6 +35,7 @@ impl Saboteur {
         let mut saboteur = Self::attach(program, pid);
         if let Some(order) = order {
             saboteur.order(order);
+            assert!(saboteur.count("ordered") > 0, "the saboteur does not take an order");
         }
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT).expect("a child can be signalled");
         saboteur
