@@ -78,6 +78,8 @@ pub struct Shell {
     /// What was desired when the kernel was last as it should be.
     settled: Option<DesiredState>,
     round: Option<Round>,
+    /// What was reported during this round: the daemon looks at it afterwards.
+    reported: Option<Cause>,
     /// What gossip tells.
     peers: PeerTable,
     /// What the witness told since this was last looked at.
@@ -111,6 +113,7 @@ impl Shell {
             rejudges: without.has(Control::Rejudge),
             settled: None,
             round: None,
+            reported: None,
             peers: PeerTable::default(),
             events: Vec::new(),
             rounds: 0,
@@ -127,9 +130,10 @@ impl Shell {
         self.witness.held_count()
     }
 
-    /// What was desired when the kernel was last as it should be, unless something is being done.
+    /// What was desired when the kernel was last as it should be, unless something is being done. (A
+    /// round that looks has not found anything to do yet.)
     pub(crate) fn settled(&self) -> Option<&DesiredState> {
-        if self.round.is_some() { None } else { self.settled.as_ref() }
+        self.settled.as_ref()
     }
 
     /// As [`Shell::settled`], if that is what gossip last told.
@@ -146,19 +150,36 @@ impl Shell {
     pub(crate) fn handle_peers(&mut self, now: Instant, peers: PeerTable) {
         if self.peers != peers {
             self.peers = peers;
-            self.converger.mark_dirty(now, Cause::Membership);
+            self.mark_dirty(now, Cause::Membership);
         }
     }
 
     /// The machine has another address.
     pub(crate) fn change_vtep(&mut self, now: Instant, vtep: IpAddr) {
         self.data_plane.vtep = vtep;
-        self.converger.mark_dirty(now, Cause::Membership);
+        self.mark_dirty(now, Cause::Membership);
     }
 
     /// Tells that the kernel reported something.
     pub(crate) fn handle_report(&mut self, now: Instant) {
-        self.converger.mark_dirty(now, Cause::Kernel);
+        self.mark_dirty(now, Cause::Kernel);
+    }
+
+    fn mark_dirty(&mut self, now: Instant, cause: Cause) {
+        if self.round.is_none() {
+            self.converger.mark_dirty(now, cause);
+        } else if self.reported != Some(Cause::Membership) {
+            self.reported = Some(cause);
+        }
+    }
+
+    /// A round has ended.
+    fn end_round(&mut self, now: Instant, outcome: Outcome) {
+        self.converger.handle_outcome(now, outcome);
+        self.rounds += 1;
+        if let Some(cause) = self.reported.take() {
+            self.converger.mark_dirty(now, cause);
+        }
     }
 
     /// When to call [`Shell::run`] next.
@@ -245,8 +266,7 @@ impl Shell {
                 for index in self.slots.freed() {
                     self.judge_again(index);
                 }
-                self.converger.handle_outcome(now, Outcome::Failed);
-                self.rounds += 1;
+                self.end_round(now, Outcome::Failed);
                 return;
             }
             Round::Observing { judged, .. } => {
@@ -303,13 +323,12 @@ impl Shell {
                 (false, true) => Outcome::Unfinished,
                 (false, false) => Outcome::Settled { ops: round.count },
             };
-            self.converger.handle_outcome(now, outcome);
+            self.end_round(now, outcome);
             let is_settled = matches!(outcome, Outcome::Settled { .. });
             self.settled = is_settled.then_some(round.want);
             if is_settled {
                 self.slots.settled();
             }
-            self.rounds += 1;
             return;
         }
         let (time, fails) = kernel.next_operation(rng);

@@ -95,6 +95,9 @@ impl World {
         if holds != (&settled.peers, &settled.vteps, &settled.flood) {
             return Some(Missing::Peer(format!("node{node} has not repaired its maps")));
         }
+        if kernel.source() != Some(current.vtep) {
+            return Some(Missing::Peer(format!("node{node} does not send from its address")));
+        }
         if !kernel.is_whole() {
             return Some(Missing::Peer(format!("node{node} lacks its device or a program")));
         }
