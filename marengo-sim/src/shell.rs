@@ -290,7 +290,15 @@ impl Shell {
                 }
             }
             Round::Applying(mut round) => {
-                if let Some(op) = round.ops.pop_front()
+                // A daemon that was stopped meanwhile had not made the call yet, and looks again at
+                // what time it is: see below.
+                let flood = &kernel.state().flood;
+                let is_late = |op: &Op| is_overdue(op, flood, round.judged, now);
+                let was_stopped = now > round.until;
+                let is_void =
+                    was_stopped && self.rejudges && round.ops.front().is_some_and(is_late);
+                if !is_void
+                    && let Some(op) = round.ops.pop_front()
                     && round.apply(now, &op, kernel)
                     && let Some(index) = op.deleted_peer()
                 {
