@@ -211,7 +211,7 @@ fn tier_limit(tier: Tier) -> Duration {
     // Against tests that hang: far above what each takes.
     let minutes = match tier {
         Tier::Lint | Tier::Unit | Tier::Bpf => 8,
-        Tier::Sim | Tier::Netns => 20,
+        Tier::Sim | Tier::Netns => 25,
     };
     Duration::from_secs(minutes * 60)
 }
