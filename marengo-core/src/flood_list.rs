@@ -21,23 +21,21 @@ pub struct FloodList {
 }
 
 impl FloodList {
-    /// The list as the kernel has it: `places` in its order, but for what `is_listed` does not know,
-    /// what is there twice, and places from `limit` on.
+    /// The list of these peers as the kernel has it: `places` in its order, but for who is no peer,
+    /// what is there twice, and places from `limit` on. Peers without a place get one.
     pub fn adopt(
         places: &[PeerIndex],
         limit: usize,
-        is_listed: impl Fn(PeerIndex) -> bool,
+        peers: impl IntoIterator<Item = PeerIndex>,
     ) -> Self {
-        let mut seen = BTreeSet::new();
-        let keep =
-            |index: &PeerIndex| if is_listed(*index) && seen.insert(*index) { *index } else { 0 };
+        let mut missing: BTreeSet<PeerIndex> = peers.into_iter().collect();
+        let keep = |index: &PeerIndex| if missing.remove(index) { *index } else { 0 };
         let places = places.iter().take(limit).map(keep).collect();
-        Self { places, left: BTreeSet::new() }
-    }
-
-    /// Whether a peer is on the list.
-    pub fn has(&self, index: PeerIndex) -> bool {
-        self.places.contains(&index)
+        let mut list = Self { places, left: BTreeSet::new() };
+        for index in missing {
+            list.add(index, limit);
+        }
+        list
     }
 
     /// Gives a peer a place: one that nobody left lately if there is one below `limit`.
@@ -69,21 +67,24 @@ impl FloodList {
     /// The kernel has this list: whoever has left a place does not come back to it.
     pub fn settled(&mut self) {
         self.left.clear();
-        let length = self.places.iter().rposition(|peer| *peer != 0).map_or(0, |last| last + 1);
-        self.places.truncate(length);
+        self.places.truncate(self.length());
     }
 
     /// The list as the map holds it: chunks without a gap, the last one of them with a peer.
     pub fn chunks(&self) -> BTreeMap<u32, FloodChunk> {
-        let length = self.places.iter().rposition(|peer| *peer != 0).map_or(0, |last| last + 1);
         (0..)
-            .zip(self.places[..length].chunks(FLOOD_CHUNK))
+            .zip(self.places[..self.length()].chunks(FLOOD_CHUNK))
             .map(|(position, peers)| {
                 let mut chunk = FloodChunk { peers: [0; FLOOD_CHUNK] };
                 chunk.peers[..peers.len()].copy_from_slice(peers);
                 (position, chunk)
             })
             .collect()
+    }
+
+    /// Places up to the last peer's.
+    fn length(&self) -> usize {
+        self.places.iter().rposition(|peer| *peer != 0).map_or(0, |last| last + 1)
     }
 
     fn put(&mut self, index: PeerIndex, place: FloodPlace) {
@@ -163,9 +164,8 @@ mod tests {
 
     #[test]
     fn what_the_kernel_has_is_taken_over_in_its_order_without_what_is_wrong_in_it() {
-        let list = FloodList::adopt(&[3, 0, 9, 3, 1, 2], 5, |index| index != 9);
+        let list = FloodList::adopt(&[3, 0, 9, 3, 1, 2], 5, [1, 2, 3]);
 
-        assert_eq!(listed(&list)[..6], [3, 0, 0, 0, 1, 0]);
-        assert!(list.has(1) && !list.has(2) && !list.has(9));
+        assert_eq!(listed(&list)[..6], [3, 2, 0, 0, 1, 0]);
     }
 }

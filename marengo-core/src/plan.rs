@@ -41,8 +41,7 @@ impl fmt::Display for Obstacle {
 ///
 /// The device's lock comes first, and the programs are in place before it comes up; slots, addresses
 /// and flood entries are added before others are removed, so traffic with a peer that stays is never
-/// interrupted. Any
-/// part of the plan may be applied and a new plan made: it leads to the same end.
+/// interrupted. Any part of the plan may be applied and a new plan made: it leads to the same end.
 pub fn plan(desired: &DesiredState, observed: &ObservedState) -> Plan {
     let obstacle = obstacle(observed);
     let mut ops = Vec::new();

@@ -44,7 +44,7 @@ pub struct Slots {
     /// there would be learnt behind the new holder.
     avoided: BTreeSet<PeerIndex>,
     /// Slots that were freed since the kernel settled last, and their places on the flood list.
-    freed: BTreeMap<PeerIndex, (Slot, Option<FloodPlace>)>,
+    freed: BTreeMap<PeerIndex, (Slot, FloodPlace)>,
     /// Addresses that slots had before, and which one did. Whoever has such an address next may
     /// have sent from it before this node heard that the slot's holder is elsewhere.
     left: BTreeMap<IpAddr, PeerIndex>,
@@ -83,17 +83,7 @@ impl Slots {
                 self.by_index.insert(index, slot);
             }
         }
-        let has_slot = |index| self.by_index.contains_key(&index);
-        self.flood = FloodList::adopt(flood, self.max_peers, has_slot);
-        for index in self
-            .by_index
-            .keys()
-            .filter(|index| !self.flood.has(**index))
-            .copied()
-            .collect::<Vec<_>>()
-        {
-            self.flood.add(index, self.max_peers);
-        }
+        self.flood = FloodList::adopt(flood, self.max_peers, self.by_index.keys().copied());
     }
 
     /// Makes the slots those of `peers`, and leaves the slots in `keep` as they are, but for one
@@ -138,8 +128,9 @@ impl Slots {
             .map(|(index, _)| *index)
             .collect();
         for index in gone {
-            if let Some(slot) = self.by_index.remove(&index) {
-                self.freed.insert(index, (slot, self.flood.remove(index)));
+            let place = self.flood.remove(index);
+            if let Some(freed) = self.by_index.remove(&index).zip(place) {
+                self.freed.insert(index, freed);
             }
             self.avoided.insert(index);
         }
@@ -189,10 +180,7 @@ impl Slots {
         let has_room = self.by_index.len() < self.max_peers;
         if has_room && !self.by_index.values().any(is_rival) {
             self.by_index.insert(index, slot);
-            match place {
-                Some(place) => self.flood.put_back(index, place, self.max_peers),
-                None => self.flood.add(index, self.max_peers),
-            }
+            self.flood.put_back(index, place, self.max_peers);
         }
     }
 

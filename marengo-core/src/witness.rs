@@ -232,8 +232,8 @@ impl Witness {
         }
         let WitnessConfig { ask_every, ask_heard_every, .. } = self.config;
         let is_due = |doubt: &Doubt| {
-            let answered = doubt.asked.is_some() && doubt.heard >= doubt.asked;
-            doubt.ask_at <= now + if answered { ask_heard_every } else { ask_every } / 2
+            let every = if doubt.is_answered() { ask_heard_every } else { ask_every };
+            doubt.ask_at <= now + every / 2
         };
         let asked = self.doubts.iter_mut().filter(|(_, doubt)| !doubt.is_silent);
         for (index, doubt) in asked.filter(|(_, doubt)| is_due(doubt)) {
@@ -311,9 +311,7 @@ impl Witness {
             let heard = now.checked_sub(ago);
             doubt.heard = doubt.heard.max(heard);
         }
-        if let Some(asked) = doubt.asked
-            && doubt.heard >= doubt.asked
-        {
+        if let Some(asked) = doubt.asked.filter(|_| doubt.is_answered()) {
             doubt.ask_at = asked + self.config.ask_heard_every;
         }
         // A daemon that was away has not asked for a while: its own silence is no one else's, and
@@ -381,6 +379,11 @@ impl Doubt {
             held: None,
             is_silent: false,
         }
+    }
+
+    /// Whether the peer was heard since it was asked last.
+    fn is_answered(&self) -> bool {
+        self.asked.is_some() && self.heard >= self.asked
     }
 }
 
