@@ -87,7 +87,7 @@ pub struct StatusView {
     /// How many times a peer began to be held.
     pub holds: u64,
     /// Those that are held, and why, as sentences.
-    pub holding: Vec<String>,
+    pub held_reasons: Vec<String>,
     /// Names of peers for which the data plane has no room (`--max-peers`).
     pub peers_without_slot: Vec<String>,
     /// What is wrong with this node's address: it is gone from the host, say; `null`: nothing.

@@ -128,8 +128,10 @@ pub(crate) async fn status(config: &GlobalConfig, output: Output) -> Result<(), 
         if !status.peers_without_slot.is_empty() {
             rows.push(("no room for", status.peers_without_slot.join(", ")));
         }
-        rows.extend(status.holding.iter().take(HELD_SHOWN).map(|held| ("held", held.clone())));
-        if let Some(more) = status.holding.len().checked_sub(HELD_SHOWN).filter(|more| *more > 0) {
+        rows.extend(status.held_reasons.iter().take(HELD_SHOWN).map(|held| ("held", held.clone())));
+        if let Some(more) =
+            status.held_reasons.len().checked_sub(HELD_SHOWN).filter(|more| *more > 0)
+        {
             rows.push(("held", format!("and {more} more: see `marengo peers`")));
         }
         rows.extend(status.fights.iter().map(|fight| {

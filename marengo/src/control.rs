@@ -143,7 +143,7 @@ async fn status(Extension(doors): Extension<Doors>) -> Response<Body> {
         peers: data_plane.peers,
         held: data_plane.held,
         holds: data_plane.holds,
-        holding: data_plane.holding,
+        held_reasons: data_plane.held_reasons,
         peers_without_slot: data_plane.peers_without_slot,
         address_problem: doors.address_problem.borrow().clone(),
         conflicts: members.conflicts,

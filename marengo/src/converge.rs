@@ -59,7 +59,7 @@ pub(crate) struct DataPlaneStatus {
     pub peers: u64,
     pub held: u64,
     pub holds: u64,
-    pub holding: Vec<String>,
+    pub held_reasons: Vec<String>,
     pub peers_without_slot: Vec<String>,
     pub drops: BTreeMap<String, u64>,
     pub attach: &'static str,
@@ -173,8 +173,7 @@ impl Converge {
                 }
                 changes = watching.changes() => {
                     let Some(changes) = changes else {
-                        // The connection ended.
-                        watching = Watching::Again(Instant::now());
+                        watching = Watching::ended(Instant::now());
                         continue;
                     };
                     self.contest.handle_changes(Instant::now(), changes);
@@ -516,7 +515,7 @@ impl Converge {
     fn status(&self) -> DataPlaneStatus {
         let drops = self.kernel.drops().unwrap_or_default();
         let (fights, fights_total) = self.contest.views(Instant::now());
-        let holding = self.slots.iter().filter_map(|(index, slot)| {
+        let held_reasons = self.slots.iter().filter_map(|(index, slot)| {
             let why = self.doubts.held(index)?;
             let name = slot.name.map_or_else(|| slot.vtep.to_string(), |name| name.to_string());
             Some(format!("{name}: {why}"))
@@ -532,7 +531,7 @@ impl Converge {
             peers: self.slots.iter().count() as u64,
             held: self.doubts.held_count(),
             holds: self.doubts.holds(),
-            holding: holding.collect(),
+            held_reasons: held_reasons.collect(),
             peers_without_slot: self.left_out.clone(),
             drops: drops
                 .into_iter()

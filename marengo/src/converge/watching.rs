@@ -6,7 +6,7 @@ use std::{
 };
 
 use marengo_core::settings::DataPlane;
-use tracing::warn;
+use tracing::{debug, info, warn};
 
 use crate::{
     kernel::{
@@ -28,12 +28,23 @@ pub(super) enum Watching {
 }
 
 impl Watching {
+    /// The connection ended.
+    pub(super) fn ended(now: Instant) -> Self {
+        warn!(
+            "the kernel's reports have ended; what changes is found by looking until they are back"
+        );
+        Self::Again(now)
+    }
+
     /// Opens a connection, or arranges for the next try.
     pub(super) fn open(data_plane: &DataPlane, spawner: &Spawner, now: Instant) -> Self {
         match monitor::spawn(spawner, data_plane.bridge.clone(), data_plane.device.clone()) {
-            Ok(monitor) => Self::Reports(monitor),
+            Ok(monitor) => {
+                info!("the kernel's reports are back");
+                Self::Reports(monitor)
+            }
             Err(error) => {
-                warn!(error = format!("{error:#}"), "the kernel's reports cannot be read");
+                debug!(error = format!("{error:#}"), "the kernel's reports cannot be read");
                 Self::Again(now + TRY_EVERY)
             }
         }

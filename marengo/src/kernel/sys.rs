@@ -115,9 +115,9 @@ pub(super) fn pinned_link(pin: &Path) -> io::Result<Option<PinnedTcx>> {
     let opened = unsafe { bpf(BPF_OBJ_GET, &mut ObjectAttr { path, ..ObjectAttr::default() }) };
     let fd = match opened {
         Ok(fd) => fd,
-        // Something else than a link, or a file that is none of the kernel's, holds no program of
-        // ours: it is made anew.
-        Err(Errno::ENOENT | Errno::EINVAL | Errno::EPERM | Errno::EACCES) => return Ok(None),
+        // What is not there, or is a file that is none of the kernel's, holds no program of ours: it
+        // is made anew.
+        Err(Errno::ENOENT | Errno::EACCES) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     // SAFETY: the kernel has just opened it for us.
