@@ -154,7 +154,7 @@ impl Chaos {
         self.make_peace();
         let began = self.world.now;
         let mut healed = None;
-        while let Some(missing) = self.missing() {
+        while let Some(missing) = self.world.missing() {
             let waited = self.world.now - began;
             let within = match missing {
                 Missing::Peer(_) => WHOLE_WITHIN,
@@ -195,7 +195,7 @@ impl Chaos {
         };
         let news = self.world.reports(since).filter(is_about_running).count();
         assert!(news == 0, "goal: {news} changes of state in peace\n{}", self.world);
-        while let Some(missing) = self.missing() {
+        while let Some(missing) = self.world.missing() {
             // Who has had an address before may have been heard of only after the mesh was full.
             let is_early = match missing {
                 Missing::Peer(_) | Missing::Tidiness(..) => false,
@@ -214,17 +214,6 @@ impl Chaos {
             datagrams: self.world.traffic.datagrams,
             frames: self.world.frames.sent,
             strayed: self.world.frames.strayed,
-        }
-    }
-
-    /// What is missing for a full mesh, but for what a round that is going on is about to do.
-    fn missing(&mut self) -> Option<Missing> {
-        match self.world.missing() {
-            Some(Missing::Peer(_)) => {
-                self.world.run_for(ms(20));
-                self.world.missing()
-            }
-            missing => missing,
         }
     }
 

@@ -27,7 +27,7 @@ use crate::fake_kernel::FakeKernel;
 /// A station of the overlay, by its number.
 pub type Station = u32;
 
-/// Measured on the real one, with a thousand slots: `docs/benchmarks.md`.
+/// Supposed: about what writing one costs the real one, which `docs/benchmarks.md` measures.
 const READING_A_SLOT: Duration = Duration::from_micros(3);
 
 /// How a kernel treats its users.

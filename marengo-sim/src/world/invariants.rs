@@ -40,9 +40,9 @@ impl World {
         assert!(highest <= noted, "invariant: generation {highest} is not noted\n{self}");
     }
 
-    /// After each step of a round: a valid entry points to the data plane that the station's frame came from, unless this node
-    /// has not heard yet that somebody else has the address that the frame came from. One that
-    /// points to a data plane that is no more is void when that is noticed.
+    /// After each step of a round: a valid entry points to the data plane that the station's frame
+    /// came from, unless this node has not heard yet that somebody else has the address that the frame
+    /// came from. One that points to a data plane that is no more is void when that is noticed.
     pub(super) fn check_stations(&self, index: usize) {
         let Some(kernel) = &self.nodes[index].kernel else { return };
         let state = kernel.state();
