@@ -104,7 +104,7 @@ fn start_that_cannot_take_over_costs_no_packet() {
     let stage = Stage::set(SABOTEUR, limit());
     let (node, peer) = (stage.node(), stage.mesh.node(2));
     let orders = [
-        format!("fail-look {}", Errno::ENOBUFS as i32),
+        "refuse-look 2".to_owned(),
         format!("fail-all {} update link", Errno::EPERM as i32),
         format!("fail-all {} load program marengo_ingress", Errno::ENOMEM as i32),
     ];

@@ -9,8 +9,8 @@
 //! kill 3                   at the third write from now on
 //! fail 12 3                the third write from now on fails with errno 12
 //! fail-all 12 update peers  until `clear`, each write of that description does
-//! fail-look 105             the next question for links does, once a program is loaded (not a write:
-//!                           told of only while this is ordered)
+//! refuse-look 2            once a program is loaded, the kernel does not know the second question for
+//!                           links (no write, and not told of otherwise)
 //! refuse-all 16 set master  until `clear`, the kernel answers each netlink message of that description
 //!                           with errno 16, and does nothing
 //! clear                    nothing from now on
@@ -56,8 +56,8 @@ mod trace {
             errno: i32,
             what: String,
         },
-        FailLook {
-            errno: i32,
+        RefuseLook {
+            countdown: u32,
         },
         RefuseAll {
             errno: i32,
@@ -70,10 +70,14 @@ mod trace {
         Kill,
         Errno(i32),
         Refuse(i32),
+        Unknown,
     }
 
     const SYSCALL_ENTRY: u8 = 1;
     const LOOK: &str = "look";
+    const NLMSG_NOOP: u16 = 1;
+    /// Above `RTM_MAX`: the kernel answers `EOPNOTSUPP`.
+    const NLMSG_UNKNOWN: u16 = 0xfff0;
 
     pub(super) fn run(pid: i32) -> Result<(), String> {
         let process = Pid::from_raw(pid);
@@ -136,7 +140,7 @@ mod trace {
         match words.first().copied() {
             Some("kill") => Order::Kill { countdown: number(1).unwrap_or(1) },
             Some("fail") => Order::Fail { errno, countdown: number(2).unwrap_or(1) },
-            Some("fail-look") => Order::FailLook { errno },
+            Some("refuse-look") => Order::RefuseLook { countdown: number(1).unwrap_or(1) },
             Some("fail-all") => Order::FailAll { errno, what: rest },
             Some("refuse-all") => Order::RefuseAll { errno, what: rest },
             _ => Order::Nothing,
@@ -145,14 +149,14 @@ mod trace {
 
     impl Order {
         fn is_about_looks(&self) -> bool {
-            matches!(self, Self::FailLook { .. })
+            matches!(self, Self::RefuseLook { .. })
         }
 
         /// A write is about to happen.
         fn meet(&mut self, write: &str) -> Blow {
             match self {
                 Self::Nothing => Blow::None,
-                Self::FailLook { .. } if write != LOOK => Blow::None,
+                Self::RefuseLook { .. } if write != LOOK => Blow::None,
                 Self::FailAll { errno, what } => {
                     if what == write {
                         Blow::Errno(*errno)
@@ -167,12 +171,20 @@ mod trace {
                         Blow::None
                     }
                 }
-                Self::Kill { countdown } | Self::Fail { countdown, .. } if *countdown > 1 => {
+                Self::Kill { countdown }
+                | Self::Fail { countdown, .. }
+                | Self::RefuseLook { countdown }
+                    if *countdown > 1 =>
+                {
                     *countdown -= 1;
                     Blow::None
                 }
                 Self::Kill { .. } => Blow::Kill,
-                Self::Fail { errno, .. } | Self::FailLook { errno } => {
+                Self::RefuseLook { .. } => {
+                    *self = Self::Nothing;
+                    Blow::Unknown
+                }
+                Self::Fail { errno, .. } => {
                     let errno = *errno;
                     *self = Self::Nothing;
                     Blow::Errno(errno)
@@ -231,6 +243,10 @@ mod trace {
                     writeln!(out, "failed {write}").unwrap_or_default();
                     self.keep_from_kernel(&regs, errno);
                 }
+                Blow::Unknown => {
+                    writeln!(out, "failed {write}").unwrap_or_default();
+                    self.retype(&regs, NLMSG_UNKNOWN);
+                }
                 Blow::Errno(errno) => {
                     writeln!(out, "failed {write}").unwrap_or_default();
                     // A system call that there is not.
@@ -243,19 +259,20 @@ mod trace {
 
         /// Turns a netlink message into one that the kernel acknowledges and does not act on.
         fn keep_from_kernel(&mut self, regs: &user_regs_struct, errno: i32) {
-            const NLMSG_NOOP: [u8; 2] = 1_u16.to_ne_bytes();
-            let buffer = if regs.orig_rax == 46 {
-                self.number(regs.rsi + 16).and_then(|vector| self.number(vector))
-            } else {
-                Some(regs.rsi)
-            };
-            if let Some(buffer) = buffer
-                && let Some(sequence) = self.bytes(buffer + 8, 4)
-                && self.poke(buffer + 4, &NLMSG_NOOP)
-            {
-                let sequence = sequence.try_into().map(u32::from_ne_bytes).unwrap_or_default();
+            if let Some(sequence) = self.retype(regs, NLMSG_NOOP) {
                 self.refused.insert(sequence, errno);
             }
+        }
+
+        /// Gives a netlink message another type. Returns its sequence number.
+        fn retype(&mut self, regs: &user_regs_struct, kind: u16) -> Option<u32> {
+            let buffer = if regs.orig_rax == 46 {
+                self.number(regs.rsi + 16).and_then(|vector| self.number(vector))?
+            } else {
+                regs.rsi
+            };
+            let sequence = self.bytes(buffer + 8, 4)?.try_into().ok()?;
+            self.poke(buffer + 4, &kind.to_ne_bytes()).then(|| u32::from_ne_bytes(sequence))
         }
 
         /// Turns the acknowledgement of such a message into an error.
@@ -339,10 +356,10 @@ mod trace {
                 |at: usize| Some(u16::from_ne_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
             let word = |at: usize| Some(u32::from(short(at)?) | u32::from(short(at + 2)?) << 16);
             let (kind, flags) = (short(4)?, short(6)?);
-            // Of each four message types, the third asks.
             if kind == RTM_GETLINK {
                 return Some(LOOK.to_owned());
             }
+            // Of each four message types, the third asks.
             if kind < 16 || kind % 4 == 2 {
                 return None;
             }
