@@ -212,7 +212,7 @@ fn remove_takes_away_what_a_daemon_left_and_refuses_while_one_runs() {
 fn panic_in_any_task_ends_the_daemon_and_costs_no_packet() {
     require_root!();
     // A seed by name: the task that looks names up again and again stays.
-    // `-D`: the task that reads the programs' log is there. Each start exchanges the membership.
+    // `-D`: the task that reads the programs' log is there.
     let with_faults = ["--faults", "-D", "-j", "localhost:1"];
     let pair = Pair::running(&with_faults);
     let one = pair.one();
@@ -292,6 +292,25 @@ fn without_adoption_it_loses_packets() {
 
     assert!(outcome.lost > 100, "{outcome:?}");
     assert!(!same);
+}
+
+#[test]
+fn maps_of_another_size_need_nobody_to_answer() {
+    require_root!();
+    let (outcome, same) = start_among_the_silent(&["--max-peers", "2000"]);
+
+    expect_no_loss(&outcome);
+    assert!(!same, "the maps are new ones");
+}
+
+/// The control.
+#[test]
+fn without_carry_over_they_cost_packets() {
+    require_root!();
+    let args = ["--max-peers", "2000", "--without", "carry-over"];
+    let (outcome, _) = start_among_the_silent(&args);
+
+    assert!(outcome.lost > 100, "{outcome:?}");
 }
 
 #[test]

@@ -1,18 +1,15 @@
 //! The next version takes over what the former one left running, whatever its maps look like.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::collections::BTreeMap;
 
 use aya::maps::{Array, Map, MapData};
 use marengo_common::{MapName, Settings};
 use marengo_tests::{
     Mesh, Node, Probe,
     bpf::{self, Maps},
-    exec,
-    probe::Outcome,
-    require_root,
+    exec, require_root,
     requirements::runs,
 };
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 #[test]
@@ -56,35 +53,6 @@ fn maps_of_another_size_are_carried_over_without_a_lost_packet() {
             assert_eq!((outcome.lost, outcome.duplicates), (0, 0), "{attach}: {outcome:?}");
         }
     }
-}
-
-#[test]
-fn maps_of_another_size_need_nobody_to_answer() {
-    require_root!();
-    let outcome = start_among_the_silent(&[]);
-    assert_eq!((outcome.lost, outcome.duplicates), (0, 0), "{outcome:?}");
-}
-
-#[test]
-fn without_carry_over_they_cost_packets() {
-    require_root!();
-    let outcome = start_among_the_silent(&["--without", "carry-over"]);
-    assert!(outcome.lost > 100, "the mechanism is off, and yet: {outcome:?}");
-}
-
-/// Starts a daemon with maps of another size while the only other one does not answer.
-fn start_among_the_silent(args: &[&str]) -> Outcome {
-    let mesh = Mesh::running(2);
-    let (one, two) = (mesh.node(1), mesh.node(2));
-    assert!(one.namespace.pings(&two.overlay().to_string(), 1));
-    let probe = Probe::start(&one.namespace, &two.namespace, two.overlay());
-    two.signal(Signal::SIGSTOP);
-    one.kill();
-    one.start(&[&["-j", &two.seed(), "--max-peers", "2000"], args].concat());
-    thread::sleep(Duration::from_millis(300));
-    two.signal(Signal::SIGCONT);
-    mesh.wait_converged();
-    probe.finish()
 }
 
 /// What is known of stations: MAC address, and peer and generation behind which it is.
