@@ -40,6 +40,8 @@ pub enum Control {
     TellLeave,
     /// Who goes to come back says so.
     TellRestart,
+    /// Who begins tells all who have not heard of it.
+    TellBeginning,
     /// A member that others hold for dead is asked, and taken for dead if it does not answer.
     Hearsay,
     /// Who was judged too long ago is judged again before it is taken out.
@@ -58,7 +60,7 @@ pub enum Control {
 
 impl Control {
     /// Every mechanism.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Generations,
         Self::Moves,
         Self::Witness,
@@ -74,6 +76,7 @@ impl Control {
         Self::RepeatPings,
         Self::TellLeave,
         Self::TellRestart,
+        Self::TellBeginning,
         Self::Hearsay,
         Self::Rejudge,
         Self::Looks,
@@ -101,6 +104,7 @@ impl Control {
             Self::RepeatPings => "repeat-pings",
             Self::TellLeave => "tell-leave",
             Self::TellRestart => "tell-restart",
+            Self::TellBeginning => "tell-beginning",
             Self::Hearsay => "hearsay",
             Self::Rejudge => "rejudge",
             Self::Looks => "looks",

@@ -31,9 +31,9 @@ use self::{
     probe::{Inquiries, Unanswered},
     rejoin::{Questions, Seeds},
     renewal::Renewals,
-    renumber::Telling,
     restart::Restarting,
     roster::{Presence, Roster},
+    telling::Telling,
     timers::Timers,
 };
 pub use self::{
@@ -70,6 +70,7 @@ mod restart;
 mod roster;
 mod standing;
 mod sync;
+mod telling;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -133,7 +134,7 @@ pub struct Membership {
     identity_changed: bool,
     /// When this node began, and as which generation.
     began: (Instant, Generation),
-    /// Who has yet to hear of this node's new address.
+    /// Who has yet to hear of this node's present identity.
     telling: Option<Telling>,
     restarting: Restarting,
     unanswered: Option<Unanswered>,
@@ -291,7 +292,7 @@ impl Membership {
         }
         self.tell_news(now);
         self.ping_again(now);
-        self.tell_address(now);
+        self.tell_identity(now);
         self.end_restarts(now);
         self.ask_about_hearsay(now);
         self.ask_seeds(now);

@@ -83,7 +83,7 @@ impl Chaos {
             0..600 => script.random_range(2..=5),
             600..900 => script.random_range(6..=10),
             900..985 => script.random_range(11..=25),
-            985..=998 => script.random_range(26..=60),
+            985..=997 => script.random_range(26..=60),
             _ => script.random_range(61..=200),
         });
         let options = Options {

@@ -96,6 +96,7 @@ impl Membership {
                 if is_first {
                     self.sync_pause = SYNC_EVERY.0;
                     self.sync_at = self.sync_at.min(now + self.sync_pause);
+                    self.tell_beginning(now);
                     self.events.push_back(MembershipEvent::Joined);
                 }
                 self.events.extend(events);
@@ -132,6 +133,7 @@ impl Membership {
         self.drain(now, via.map(|via| via.addr));
         if mem::take(&mut self.renewed) {
             self.reconnect(now, via);
+            self.tell_beginning(now);
             // Whoever was declared down was not told anything for a while.
             self.catch_up(now, SYNC_EVERY.0);
         }
@@ -230,6 +232,7 @@ impl Membership {
         self.identity = identity;
         self.identity_changed = true;
         self.timers.clear();
+        self.tell_beginning(now);
         note(self.foca.change_identity(self.identity.clone(), &mut self.outbox));
         self.reconnect(now, via);
     }

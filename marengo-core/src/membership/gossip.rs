@@ -69,7 +69,7 @@ impl Membership {
         }
         self.check_message(now, &payload)?;
         if dst == self.identity {
-            self.knows_our_address(src.addr);
+            self.knows_us(src.addr);
             self.note_answer(src.addr, &payload.header.message);
         }
         // A suspect that speaks may have refuted; an update may suspect, or pass a refutation on.

@@ -4,12 +4,11 @@
 //! with a lower generation, puts the new one in place of the old one at once, by itself. Nobody
 //! tells that the old address is down: such news could overtake those of the new one.
 //!
-//! Everybody is told directly, until they answer to the new address.
+//! Everybody is told directly, until they answer to the new address: see [`super::telling`].
 
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -18,35 +17,6 @@ use tracing::info;
 
 use super::{DatagramError, Membership, Phase, codec, drive::note};
 use crate::identity::{Generation, Identity, IdentityError};
-
-/// The first and the last pause between two rounds of telling.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-
-/// After so many rounds whoever has not answered is left to gossip.
-const ROUNDS: u32 = 12;
-
-/// From this round on, nodes are asked who they are as well: one of them may hold an earlier owner
-/// of our address for later than us, and its answer says so.
-const ASK_FROM: u32 = 2;
-
-/// Who has heard of this node's new address.
-#[derive(Debug)]
-pub(super) struct Telling {
-    answered: BTreeSet<SocketAddr>,
-    round: u32,
-    pause: Duration,
-    next_at: Instant,
-}
-
-impl Telling {
-    fn new(now: Instant) -> Self {
-        Self { answered: BTreeSet::new(), round: 0, pause: PAUSE.0, next_at: now }
-    }
-
-    pub(super) fn next_deadline(&self) -> Instant {
-        self.next_at
-    }
-}
 
 impl Membership {
     /// Goes on under other addresses, with the same name and data plane.
@@ -75,9 +45,8 @@ impl Membership {
         info!(old = %self.identity, new = %identity, "this node has another address");
         self.clear_address(now, identity.addr);
         self.seeds.moved(now);
-        self.telling = Some(Telling::new(now));
         self.change_identity(now, identity, None);
-        self.tell_address(now);
+        self.tell_move(now);
         self.settle(now, None);
         Ok(())
     }
@@ -102,40 +71,6 @@ impl Membership {
         }
         if let Some(forgotten) = self.roster.forget_gone(addr) {
             self.forget(forgotten);
-        }
-    }
-
-    /// Tells those of the new address who have not answered to it.
-    pub(super) fn tell_address(&mut self, now: Instant) {
-        let Some(telling) = self.telling.as_mut().filter(|telling| telling.next_at <= now) else {
-            return;
-        };
-        let to: Vec<Identity> = self
-            .roster
-            .active()
-            .filter(|member| !telling.answered.contains(&member.addr))
-            .cloned()
-            .collect();
-        telling.round += 1;
-        telling.next_at = now + telling.pause;
-        telling.pause = (telling.pause * 2).min(PAUSE.1);
-        let round = telling.round;
-        if to.is_empty() || round > ROUNDS {
-            self.telling = None;
-            return;
-        }
-        for dst in to {
-            if round >= ASK_FROM {
-                self.ask(now, dst.addr);
-            }
-            self.greet_member(dst, Vec::new());
-        }
-    }
-
-    /// Notes that a member sent to this node's present identity.
-    pub(super) fn knows_our_address(&mut self, addr: SocketAddr) {
-        if let Some(telling) = &mut self.telling {
-            telling.answered.insert(addr);
         }
     }
 

@@ -78,7 +78,13 @@ impl Roster {
     }
 
     pub(super) fn is_active(&self, addr: SocketAddr) -> bool {
-        self.get(addr).is_some_and(|record| record.presence == Presence::Active)
+        self.active_at(addr).is_some()
+    }
+
+    /// The active member at an address.
+    pub(super) fn active_at(&self, addr: SocketAddr) -> Option<&Identity> {
+        let record = self.get(addr)?;
+        (record.presence == Presence::Active).then_some(&record.identity)
     }
 
     pub(super) fn active_count(&self) -> usize {

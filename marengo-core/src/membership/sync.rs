@@ -122,7 +122,7 @@ pub enum SyncRefusal {
 }
 
 impl SyncMember {
-    fn new(identity: &Identity, incarnation: u16, state: SyncState) -> Self {
+    pub(super) fn new(identity: &Identity, incarnation: u16, state: SyncState) -> Self {
         Self {
             name: identity.name.to_string(),
             addr: identity.addr,

@@ -2,7 +2,7 @@
 
 use marengo_core::{control::Control, identity::ClusterName, membership::MembershipEvent};
 
-use crate::{each_seed, measured, secs, world::World};
+use crate::{count_over_ten_seeds, each_seed, measured, secs, world::World};
 
 #[test]
 fn a_hundred_nodes_join_through_one_seed_and_know_each_other_within_15_s() {
@@ -38,6 +38,34 @@ fn a_newcomer_and_a_cluster_of_fifty_know_each_other_within_2_s() {
                 .all(|logged| { matches!(logged.event, MembershipEvent::MemberUp(_)) })
         );
     });
+}
+
+/// A node joins sixty, of which one loses all that is told for two seconds. Returns whether that one
+/// knows the newcomer seven seconds after its start.
+fn is_known_to_who_missed_all(seed: u64, without: Option<Control>) -> bool {
+    let mut world = World::cluster(seed, 60);
+    // Until exchanges are seldom.
+    world.run_for(secs(90));
+    world.nodes.push(marengo_sim::node::Node::new(60));
+    world.nodes[60].config.without = without.into_iter().collect();
+    let others: Vec<usize> = (0..=60).filter(|node| *node != 20).collect();
+    world.network.cut_one_way(&others, &[20]);
+
+    world.start(60, &[7]);
+    world.run_for(secs(2));
+    world.network.heal();
+    world.run_for(secs(5));
+
+    world.state(20, 60).is_some()
+}
+
+#[test]
+fn who_missed_all_that_was_told_of_a_newcomer_hears_of_it_from_the_newcomer() {
+    each_seed(5, |seed| assert!(is_known_to_who_missed_all(seed, None)));
+
+    let without = Some(Control::TellBeginning);
+    let missed = |seed| usize::from(!is_known_to_who_missed_all(seed, without));
+    assert!(count_over_ten_seeds(missed) > 0);
 }
 
 #[test]

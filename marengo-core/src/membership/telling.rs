@@ -1,0 +1,241 @@
+//! Telling everybody who this node is, until they answer.
+//!
+//! Gossip spreads news for some rounds only. Whoever loses all of them hears of a node that began by
+//! its next exchange, half a minute later, and of a node that has another address not before its
+//! frames are lost. So who begins or becomes somebody else tells everybody itself.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use rand::{RngExt as _, seq::SliceRandom as _};
+
+use super::Membership;
+use crate::control::Control;
+
+/// The first and the last pause between two rounds.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// After so many rounds, fifteen seconds or more, whoever has not answered is left to gossip.
+const ROUNDS: u32 = 17;
+
+/// The time that gossip gets before, or up to half as much again.
+const GOSSIP_FIRST: Duration = Duration::from_secs(2);
+
+/// How many are told at once by a node that is in no hurry, and the share of the members if that is
+/// more: all are told in five seconds.
+const FEW: (usize, usize) = (8, 50);
+
+/// From this round on, nodes are asked who they are as well: one of them may hold an earlier owner
+/// of our address for later than us, and its answer says so.
+const ASK_FROM: u32 = 2;
+
+/// Why others are told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Occasion {
+    /// This node has another address: what is sent to the former one is lost.
+    Moved,
+    /// This node began, or has another generation. Almost all hear of it by gossip.
+    Began,
+}
+
+/// Who has heard of this node's present identity.
+#[derive(Debug)]
+pub(super) struct Telling {
+    occasion: Occasion,
+    answered: BTreeSet<SocketAddr>,
+    /// Who is yet to be told in this round.
+    left: Vec<SocketAddr>,
+    round: u32,
+    pause: Duration,
+    next_at: Instant,
+}
+
+impl Telling {
+    fn new(occasion: Occasion, from: Instant) -> Self {
+        Self {
+            occasion,
+            answered: BTreeSet::new(),
+            left: Vec::new(),
+            round: 0,
+            pause: PAUSE.0,
+            next_at: from,
+        }
+    }
+
+    pub(super) fn next_deadline(&self) -> Instant {
+        self.next_at
+    }
+}
+
+impl Membership {
+    /// Tells everybody at once that this node has another address.
+    pub(super) fn tell_move(&mut self, now: Instant) {
+        self.telling = Some(Telling::new(Occasion::Moved, now));
+        self.tell_identity(now);
+    }
+
+    /// This node began, or has another generation: tells those who have not answered to that in a
+    /// while. Who is being told of another address is told of both.
+    pub(super) fn tell_beginning(&mut self, now: Instant) {
+        if !self.config.has(Control::TellBeginning) {
+            return;
+        }
+        match &mut self.telling {
+            Some(telling) if telling.occasion == Occasion::Moved => telling.answered.clear(),
+            _ => {
+                let pause = GOSSIP_FIRST.mul_f64(self.rng.random_range(1.0..1.5));
+                self.telling = Some(Telling::new(Occasion::Began, now + pause));
+            }
+        }
+    }
+
+    /// Tells some of those who have not answered to this node's present identity.
+    pub(super) fn tell_identity(&mut self, now: Instant) {
+        let Some(telling) = self.telling.as_mut().filter(|telling| telling.next_at <= now) else {
+            return;
+        };
+        if telling.left.is_empty() {
+            let active = self.roster.active().map(|member| member.addr);
+            telling.left = active.filter(|addr| !telling.answered.contains(addr)).collect();
+            // Many that begin together do not all tell the same ones first.
+            telling.left.shuffle(&mut self.rng);
+            telling.round += 1;
+            if telling.round > ROUNDS {
+                self.telling = None;
+                return;
+            }
+        }
+        let at_once = match telling.occasion {
+            Occasion::Moved => telling.left.len(),
+            Occasion::Began => FEW.0.max(self.roster.active_count() / FEW.1),
+        };
+        let told = telling.left.split_off(telling.left.len().saturating_sub(at_once));
+        if telling.left.is_empty() {
+            telling.next_at = now + telling.pause;
+            telling.pause = (telling.pause * 2).min(PAUSE.1);
+        } else {
+            telling.next_at = now + PAUSE.0;
+        }
+        let asks = telling.occasion == Occasion::Moved && telling.round >= ASK_FROM;
+        let is_open = |addr: &SocketAddr| !telling.answered.contains(addr);
+        let told: Vec<_> = told
+            .into_iter()
+            .filter(is_open)
+            .filter_map(|addr| self.roster.active_at(addr).cloned())
+            .collect();
+        for member in told {
+            if asks {
+                self.ask(now, member.addr);
+            }
+            self.greet_member(member, Vec::new());
+        }
+    }
+
+    /// Notes that a member sent to this node's present identity.
+    pub(super) fn knows_us(&mut self, addr: SocketAddr) {
+        if let Some(telling) = &mut self.telling {
+            telling.answered.insert(addr);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use foca::{Header, Message};
+
+    use super::*;
+
+    use crate::membership::{
+        codec::Payload,
+        envelope::{self, Envelope, Kind},
+        sync::{SyncMember, SyncState},
+        testing::{exchange, identity, node, start, transmits},
+    };
+
+    const LATER: Duration = Duration::from_secs(9);
+
+    /// Node 1, which has joined through node 2 and heard of others there, who have not heard of it.
+    fn newcomer(now: Instant, others: u8, without: Option<Control>) -> Membership {
+        let (mut newcomer, mut second) = (node(now, 1), node(now, 2));
+        newcomer.config.without = without.into_iter().collect();
+        newcomer.set_seeds(now, vec![second.identity().addr]);
+        exchange(now, &mut [&mut newcomer, &mut second]);
+        let mut reply = second.sync_request();
+        let others = (3..3 + others).map(identity);
+        let others = others.map(|other| SyncMember::new(&other, 0, SyncState::Alive));
+        reply.members.extend(others);
+        newcomer.handle_sync_reply(now, &reply).unwrap();
+        newcomer
+    }
+
+    /// Lets time pass. The others answer pings or do nothing. Returns whom the node sent anything,
+    /// and whom it told who it is, and when.
+    fn run(
+        node: &mut Membership,
+        begin: Instant,
+        lasts: Duration,
+        answers: bool,
+    ) -> (BTreeSet<SocketAddr>, Vec<(Instant, SocketAddr)>) {
+        let (mut sent, mut told) = (BTreeSet::new(), Vec::new());
+        let mut now = begin;
+        while now < begin + lasts {
+            for transmit in transmits(node) {
+                sent.insert(transmit.to);
+                let envelope = Envelope::parse(&transmit.data).unwrap();
+                let Ok(payload) = Payload::parse(envelope.body) else { continue };
+                let Message::Ping(number) = payload.header.message else { continue };
+                if number == 0 && payload.updates.is_empty() {
+                    told.push((now, transmit.to));
+                }
+                if answers {
+                    let header = Header {
+                        src: payload.header.dst,
+                        src_incarnation: 0,
+                        dst: payload.header.src,
+                        message: Message::Ack(number),
+                    };
+                    let answer = Payload { header, updates: Vec::new() }.emit().unwrap();
+                    let answer = envelope::emit(Kind::Gossip, &node.config.cluster, &answer);
+                    node.handle_datagram(now, transmit.to, &answer).unwrap();
+                }
+            }
+            now = node.poll_timeout().unwrap().max(now);
+            node.handle_timeout(now);
+        }
+        (sent, told)
+    }
+
+    #[test]
+    fn who_begins_tells_all_who_have_not_heard_of_it() {
+        let now = start();
+        let all: BTreeSet<_> = (2..203).map(|number| identity(number).addr).collect();
+
+        let mut with = newcomer(now, 200, None);
+        let (sent, told) = run(&mut with, now, LATER, true);
+        assert_eq!(sent, all);
+        let twice = told.len() - told.iter().map(|(_, to)| to).collect::<BTreeSet<_>>().len();
+        assert_eq!(twice, 0, "who answered is told again");
+
+        let mut without = newcomer(now, 200, Some(Control::TellBeginning));
+        let (sent, told) = run(&mut without, now, LATER, true);
+        assert!(sent.len() < all.len() / 2, "{}", sent.len());
+        assert_eq!(told, []);
+    }
+
+    #[test]
+    fn few_are_told_at_once_and_nobody_without_end() {
+        let now = start();
+        let mut newcomer = newcomer(now, 100, None);
+
+        let (_, told) = run(&mut newcomer, now, Duration::from_mins(1), false);
+
+        let at = |moment: Instant| told.iter().filter(|(at, _)| *at == moment).count();
+        assert!(told.len() > 100);
+        assert!(told.iter().all(|(moment, _)| at(*moment) <= FEW.0));
+        assert!(told.iter().all(|(moment, _)| *moment < now + Duration::from_secs(45)));
+        assert!(newcomer.telling.is_none());
+    }
+}
