@@ -50,8 +50,10 @@ pub struct Scale {
     pub quiet: Duration,
     /// How many nodes crash, one after the other.
     pub crashes: usize,
-    /// The longest that anything is waited for.
-    pub patience: Duration,
+    /// The longest that is waited for a crash to be known.
+    pub known_within: Duration,
+    /// The longest that is waited until all know all.
+    pub whole_within: Duration,
 }
 
 /// What was measured.
@@ -61,7 +63,7 @@ pub struct Figures {
     pub join: Option<Duration>,
     /// From each crash until each other node knew it; those that never knew are not in here.
     pub detection: Vec<Duration>,
-    /// Observers that did not learn of a crash within the patience.
+    /// Observers that did not learn of a crash in the time that they were given.
     pub undetected: usize,
     /// Nodes taken for failed that were not, while nothing happened.
     pub false_downs: usize,
@@ -101,18 +103,18 @@ impl Figures {
 pub fn measure(cluster: &mut impl Cluster, scale: &Scale) -> Figures {
     let mut figures = Figures::default();
     cluster.start_all();
-    figures.join = until_whole(cluster, scale.patience);
+    figures.join = until_whole(cluster, scale.whole_within);
     // Until the news of the start has been told often enough.
     cluster.run(secs(40));
     quiet(cluster, scale, &mut figures);
     for crash in 0..scale.crashes {
         detect(cluster, scale, 1 + crash % (scale.nodes - 1), &mut figures);
     }
-    until_whole(cluster, scale.patience);
+    until_whole(cluster, scale.whole_within);
     cluster.split(scale.nodes / 2);
     cluster.run(secs(60));
     cluster.heal();
-    figures.heal = until_whole(cluster, scale.patience);
+    figures.heal = until_whole(cluster, scale.whole_within);
     figures
 }
 
@@ -145,7 +147,7 @@ fn detect(cluster: &mut impl Cluster, scale: &Scale, node: usize, figures: &mut 
     let (began, address) = (cluster.age(), cluster.gossip_address(node));
     cluster.end(node);
     let mut knew = BTreeSet::new();
-    while knew.len() < scale.nodes - 1 && cluster.age().saturating_sub(began) < scale.patience {
+    while knew.len() < scale.nodes - 1 && cluster.age().saturating_sub(began) < scale.known_within {
         cluster.run(ms(500));
         for (at, down) in cluster.take_downs() {
             if down.addr == address && knew.insert(down.observer) {
@@ -176,7 +178,14 @@ pub fn long_run(seed: u64, time: Duration, loss: f64) -> Figures {
     world.starve(3, Cpu::percent(5));
     world.run(secs(40));
     let mut figures = Figures::default();
-    let scale = Scale { nodes: 5, loss, quiet: time, crashes: 0, patience: secs(60) };
+    let scale = Scale {
+        nodes: 5,
+        loss,
+        quiet: time,
+        crashes: 0,
+        known_within: Duration::ZERO,
+        whole_within: Duration::ZERO,
+    };
     quiet(&mut world, &scale, &mut figures);
     figures
 }

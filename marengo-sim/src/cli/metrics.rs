@@ -69,8 +69,11 @@ impl Args {
             "Known: time from a crash until another node knew it, over all of them. False downs: \
              nodes taken for failed that were not, per node and hour. Bytes: sent by each node in \
              a second while nothing happens, the exchanges over HTTP included, headers of UDP and \
-             IP not. A dash: not within {} s.",
-            PATIENCE.as_secs()
+             IP not. A dash: not within {} s, or of more than {LARGE} nodes: a crash within {} s, \
+             the others within {} s.",
+            PATIENCE.as_secs(),
+            LARGE_PATIENCE.0.as_secs(),
+            LARGE_PATIENCE.1.as_secs()
         );
         if self.hours > 0 {
             let time = Duration::from_hours(self.hours);
@@ -193,15 +196,23 @@ fn missed_false_downs(figures: &Figures) -> Option<String> {
 /// The longest that anything is waited for.
 const PATIENCE: Duration = Duration::from_mins(4);
 
+/// From so many nodes on, each second takes seconds to compute.
+const LARGE: usize = 400;
+
+/// The longest that is waited with more nodes: for a crash to be known, and until all know all.
+const LARGE_PATIENCE: (Duration, Duration) = (secs(120), secs(60));
+
 /// Fewer events in larger clusters: there each of them is seen by more nodes.
 fn scale(nodes: usize, loss: f64) -> Scale {
     let (quiet, crashes) = match nodes {
         0..=20 => (Duration::from_hours(2), 4 * (nodes - 1)),
         21..=100 => (Duration::from_mins(20), 15),
-        101..=400 => (Duration::from_mins(5), 8),
-        _ => (secs(60), 3),
+        101..=LARGE => (Duration::from_mins(5), 8),
+        _ => (secs(60), 1),
     };
-    Scale { nodes, loss, quiet, crashes, patience: PATIENCE }
+    let (known_within, whole_within) =
+        if nodes > LARGE { LARGE_PATIENCE } else { (PATIENCE, PATIENCE) };
+    Scale { nodes, loss, quiet, crashes, known_within, whole_within }
 }
 
 fn shown(time: Option<Duration>) -> String {
