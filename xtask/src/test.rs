@@ -41,6 +41,19 @@ enum Tier {
 /// The test targets of `marengo-tests` that make the tier bpf; all others are netns.
 const BPF_TARGETS: [&str; 2] = ["programs", "verifier"];
 
+/// The targets of the tier netns whose tests wait for most of their time, and measure nothing that
+/// two of them beside each other would change.
+const WAITING_TARGETS: [&str; 8] = [
+    "bad_input",
+    "life",
+    "lifecycle",
+    "membership",
+    "remember",
+    "renamed",
+    "renumber",
+    "third_party",
+];
+
 /// What a run without a tier does, cheapest first.
 const ALL: [Tier; 4] = [Tier::Lint, Tier::Unit, Tier::Bpf, Tier::Netns];
 
@@ -167,27 +180,34 @@ impl Run {
         }
         setup::tools("the test tier", tier.tools())?;
         setup::bpffs()?;
-        let mut test = workspace::cargo();
-        test.args(["test", "--package", "marengo-tests"]);
+        let daemon = daemon.context("the daemon was not built")?;
+        let longer = match tier {
+            Tier::Netns => Longer::wanted_by(|name| std::env::var_os(name)),
+            Tier::Lint | Tier::Unit | Tier::Sim | Tier::Bpf => Longer::default(),
+        };
+        let limit = longer.limit().unwrap_or_else(|| tier_limit(tier));
         let targets = tier.targets()?;
         if targets.is_empty() {
             bail!("no test target of the tier {} under tests/tests", tier.name());
         }
-        for target in targets {
-            test.args(["--test", &target]);
-        }
-        test.env("MARENGO_BIN", daemon.context("the daemon was not built")?);
-        if self.no_skip {
-            test.env("MARENGO_REQUIRE_ROOT", "1");
-        }
-        let mut args = vec!["--test-threads=1"];
-        let mut limit = tier_limit(tier);
-        if tier == Tier::Netns {
-            let longer = Longer::wanted_by(|name| std::env::var_os(name));
+        let mut failed = Ok(None);
+        for (targets, threads) in longer.groups(targets) {
+            let mut test = workspace::cargo();
+            test.args(["test", "--package", "marengo-tests"]);
+            for target in targets {
+                test.args(["--test", &target]);
+            }
+            test.env("MARENGO_BIN", daemon);
+            if self.no_skip {
+                test.env("MARENGO_REQUIRE_ROOT", "1");
+            }
+            let mut args = vec![threads];
             args.extend(longer.args());
-            limit = longer.limit().unwrap_or(limit);
+            let result = self.cargo_test(&mut test, &args, limit);
+            stop::check()?;
+            failed = failed.and(result);
         }
-        self.cargo_test(&mut test, &args, limit)
+        failed
     }
 
     /// Compiles first, so that the limit is for the tests alone.
@@ -218,7 +238,7 @@ fn tier_limit(tier: Tier) -> Duration {
 
 /// Whether the tests of real daemons are asked to do more than they do by themselves, by the
 /// variables that tests/README.md tells of.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Longer {
     /// Tests that take minutes run, too.
     long: bool,
@@ -242,6 +262,16 @@ impl Longer {
         args.extend((self.long || self.more).then_some("--nocapture"));
         args.extend(self.long.then_some("--include-ignored"));
         args
+    }
+
+    /// Which targets run together, and how many of their tests at once. What is run for its figures
+    /// runs alone.
+    fn groups(self, targets: Vec<String>) -> Vec<(Vec<String>, &'static str)> {
+        let is_waiting = |target: &String| WAITING_TARGETS.contains(&target.as_str());
+        let (waiting, alone): (Vec<_>, Vec<_>) = targets.into_iter().partition(is_waiting);
+        let threads = if self.long || self.more { "--test-threads=1" } else { "--test-threads=2" };
+        let groups = [(waiting, threads), (alone, "--test-threads=1")];
+        groups.into_iter().filter(|(targets, _)| !targets.is_empty()).collect()
     }
 
     /// Those that are documented take up to an hour.
@@ -322,6 +352,24 @@ mod tests {
         assert_eq!(target_of(Path::new("/x/churn.rs")), Some("churn".to_owned()));
         assert_eq!(target_of(Path::new("/x/README.md")), None);
         assert_eq!(target_of(Path::new("/x/fixtures")), None);
+    }
+
+    #[test]
+    fn what_waits_runs_two_at_a_time_unless_it_is_run_for_its_figures() {
+        let targets = || ["drift", "life"].map(str::to_owned).to_vec();
+        let drift = || (vec!["drift".to_owned()], "--test-threads=1");
+
+        let groups = Longer::default().groups(targets());
+        assert_eq!(groups, [(vec!["life".to_owned()], "--test-threads=2"), drift()]);
+        let groups = Longer { long: false, more: true }.groups(targets());
+        assert_eq!(groups, [(vec!["life".to_owned()], "--test-threads=1"), drift()]);
+        assert_eq!(Longer::default().groups(vec!["drift".to_owned()]), [drift()]);
+    }
+
+    #[test]
+    fn every_target_that_waits_is_there() {
+        let targets = Tier::Netns.targets().unwrap();
+        assert!(WAITING_TARGETS.iter().all(|name| targets.iter().any(|target| target == name)));
     }
 
     #[test]
