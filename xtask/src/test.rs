@@ -41,8 +41,8 @@ enum Tier {
 /// The test targets of `marengo-tests` that make the tier bpf; all others are netns.
 const BPF_TARGETS: [&str; 2] = ["programs", "verifier"];
 
-/// The targets of the tier netns whose tests wait for most of their time, and measure nothing that
-/// two of them beside each other would change.
+/// The targets of the tier netns whose tests wait for most of their time, and whose bounds leave room
+/// for another test beside them.
 const WAITING_TARGETS: [&str; 8] = [
     "bad_input",
     "life",

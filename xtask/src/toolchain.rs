@@ -166,7 +166,9 @@ fn instructions() -> String {
          \x20                            cargo install bpf-linker (or its release from\n\
          \x20                            https://github.com/aya-rs/bpf-linker/releases) in PATH\n\
          \x20 2. on Debian, as root:     apt-get install {} llvm-22-dev g++\n\
-         \x20                            (the linker is then built by this command)",
+         \x20                            (the linker is then built by this command; of Debian's stable\n\
+         \x20                            releases they are among the security updates, so that apt's\n\
+         \x20                            sources must have those)",
         DEBIAN_PACKAGES.join(" ")
     )
 }

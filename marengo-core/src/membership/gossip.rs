@@ -69,7 +69,6 @@ impl Membership {
         }
         self.check_message(now, &payload)?;
         if dst == self.identity {
-            self.knows_us(src.addr);
             self.note_answer(src.addr, &payload.header.message);
         }
         // A suspect that speaks may have refuted; an update may suspect, or pass a refutation on.
@@ -79,6 +78,10 @@ impl Membership {
         let mut updates = std::mem::take(&mut payload.updates);
         self.screen(now, &src, &mut updates)?;
         payload.updates = updates;
+        // Who announces itself to this node asks to be told who else is there.
+        if dst == self.identity && payload.header.message != Message::Announce {
+            self.knows_us(&src);
+        }
         if payload.updates.len() == before {
             note(self.foca.handle_data(body, &mut self.outbox));
         } else {

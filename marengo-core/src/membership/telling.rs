@@ -5,7 +5,7 @@
 //! frames are lost. So who begins or becomes somebody else tells everybody itself.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -13,19 +13,22 @@ use std::{
 use rand::{RngExt as _, seq::SliceRandom as _};
 
 use super::Membership;
-use crate::control::Control;
+use crate::{
+    control::Control,
+    identity::{Generation, Identity},
+};
 
 /// The first and the last pause between two rounds.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// After so many rounds, fifteen seconds or more, whoever has not answered is left to gossip.
+/// After so many rounds, which take a quarter of a minute, whoever has not answered is left to gossip.
 const ROUNDS: u32 = 17;
 
 /// The time that gossip gets before, or up to half as much again.
 const GOSSIP_FIRST: Duration = Duration::from_secs(2);
 
 /// How many are told at once by a node that is in no hurry, and the share of the members if that is
-/// more: all are told in five seconds.
+/// more: a round takes five seconds at most.
 const FEW: (usize, usize) = (8, 50);
 
 /// From this round on, nodes are asked who they are as well: one of them may hold an earlier owner
@@ -45,7 +48,8 @@ enum Occasion {
 #[derive(Debug)]
 pub(super) struct Telling {
     occasion: Occasion,
-    answered: BTreeSet<SocketAddr>,
+    /// Which start of whom has sent something to it.
+    answered: BTreeMap<SocketAddr, Generation>,
     /// Who is yet to be told in this round.
     left: Vec<SocketAddr>,
     round: u32,
@@ -57,7 +61,7 @@ impl Telling {
     fn new(occasion: Occasion, from: Instant) -> Self {
         Self {
             occasion,
-            answered: BTreeSet::new(),
+            answered: BTreeMap::new(),
             left: Vec::new(),
             round: 0,
             pause: PAUSE.0,
@@ -68,6 +72,15 @@ impl Telling {
     pub(super) fn next_deadline(&self) -> Instant {
         self.next_at
     }
+
+    fn is_answered_by(&self, member: &Identity) -> bool {
+        self.answered.get(&member.addr) == Some(&member.generation)
+    }
+}
+
+/// How many of so many members are told at once.
+fn few_of(members: usize) -> usize {
+    FEW.0.max(members.div_ceil(FEW.1))
 }
 
 impl Membership {
@@ -77,19 +90,21 @@ impl Membership {
         self.tell_identity(now);
     }
 
-    /// This node began, or has another generation: tells those who have not answered to that in a
-    /// while. Who is being told of another address is told of both.
+    /// This node began, or has another generation. Gossip has its time, and then those are told who
+    /// have not answered to that; but while others are told of another address, all are told of
+    /// both, at once.
     pub(super) fn tell_beginning(&mut self, now: Instant) {
         if !self.config.has(Control::TellBeginning) {
             return;
         }
-        match &mut self.telling {
-            Some(telling) if telling.occasion == Occasion::Moved => telling.answered.clear(),
-            _ => {
-                let pause = GOSSIP_FIRST.mul_f64(self.rng.random_range(1.0..1.5));
-                self.telling = Some(Telling::new(Occasion::Began, now + pause));
-            }
-        }
+        let has_moved =
+            self.telling.as_ref().is_some_and(|telling| telling.occasion == Occasion::Moved);
+        self.telling = Some(if has_moved {
+            Telling::new(Occasion::Moved, now)
+        } else {
+            let pause = GOSSIP_FIRST.mul_f64(self.rng.random_range(1.0..1.5));
+            Telling::new(Occasion::Began, now + pause)
+        });
     }
 
     /// Tells some of those who have not answered to this node's present identity.
@@ -98,19 +113,21 @@ impl Membership {
             return;
         };
         if telling.left.is_empty() {
-            let active = self.roster.active().map(|member| member.addr);
-            telling.left = active.filter(|addr| !telling.answered.contains(addr)).collect();
+            let open = self.roster.active().filter(|member| !telling.is_answered_by(member));
+            telling.left = open.map(|member| member.addr).collect();
             // Many that begin together do not all tell the same ones first.
             telling.left.shuffle(&mut self.rng);
             telling.round += 1;
-            if telling.round > ROUNDS {
+            // Who begins does not know all yet, and waits for whom it will hear of.
+            let is_over = telling.left.is_empty() && telling.occasion == Occasion::Moved;
+            if is_over || telling.round > ROUNDS {
                 self.telling = None;
                 return;
             }
         }
         let at_once = match telling.occasion {
             Occasion::Moved => telling.left.len(),
-            Occasion::Began => FEW.0.max(self.roster.active_count() / FEW.1),
+            Occasion::Began => few_of(self.roster.active_count()),
         };
         let told = telling.left.split_off(telling.left.len().saturating_sub(at_once));
         if telling.left.is_empty() {
@@ -120,12 +137,8 @@ impl Membership {
             telling.next_at = now + PAUSE.0;
         }
         let asks = telling.occasion == Occasion::Moved && telling.round >= ASK_FROM;
-        let is_open = |addr: &SocketAddr| !telling.answered.contains(addr);
-        let told: Vec<_> = told
-            .into_iter()
-            .filter(is_open)
-            .filter_map(|addr| self.roster.active_at(addr).cloned())
-            .collect();
+        let told = told.into_iter().filter_map(|addr| self.roster.active_at(addr));
+        let told: Vec<_> = told.filter(|member| !telling.is_answered_by(member)).cloned().collect();
         for member in told {
             if asks {
                 self.ask(now, member.addr);
@@ -135,15 +148,17 @@ impl Membership {
     }
 
     /// Notes that a member sent to this node's present identity.
-    pub(super) fn knows_us(&mut self, addr: SocketAddr) {
+    pub(super) fn knows_us(&mut self, member: &Identity) {
         if let Some(telling) = &mut self.telling {
-            telling.answered.insert(addr);
+            telling.answered.insert(member.addr, member.generation);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use foca::{Header, Message};
 
     use super::*;
@@ -155,7 +170,7 @@ mod tests {
         testing::{exchange, identity, node, start, transmits},
     };
 
-    const LATER: Duration = Duration::from_secs(9);
+    const GOSSIP_AND_A_ROUND: Duration = Duration::from_secs(9);
 
     /// Node 1, which has joined through node 2 and heard of others there, who have not heard of it.
     fn newcomer(now: Instant, others: u8, without: Option<Control>) -> Membership {
@@ -181,7 +196,7 @@ mod tests {
     ) -> (BTreeSet<SocketAddr>, Vec<(Instant, SocketAddr)>) {
         let (mut sent, mut told) = (BTreeSet::new(), Vec::new());
         let mut now = begin;
-        while now < begin + lasts {
+        loop {
             for transmit in transmits(node) {
                 sent.insert(transmit.to);
                 let envelope = Envelope::parse(&transmit.data).unwrap();
@@ -203,9 +218,11 @@ mod tests {
                 }
             }
             now = node.poll_timeout().unwrap().max(now);
+            if now >= begin + lasts {
+                return (sent, told);
+            }
             node.handle_timeout(now);
         }
-        (sent, told)
     }
 
     #[test]
@@ -214,15 +231,72 @@ mod tests {
         let all: BTreeSet<_> = (2..203).map(|number| identity(number).addr).collect();
 
         let mut with = newcomer(now, 200, None);
-        let (sent, told) = run(&mut with, now, LATER, true);
+        let (sent, told) = run(&mut with, now, GOSSIP_AND_A_ROUND, true);
         assert_eq!(sent, all);
         let twice = told.len() - told.iter().map(|(_, to)| to).collect::<BTreeSet<_>>().len();
         assert_eq!(twice, 0, "who answered is told again");
 
         let mut without = newcomer(now, 200, Some(Control::TellBeginning));
-        let (sent, told) = run(&mut without, now, LATER, true);
+        let (sent, told) = run(&mut without, now, GOSSIP_AND_A_ROUND, true);
         assert!(sent.len() < all.len() / 2, "{}", sent.len());
         assert_eq!(told, []);
+    }
+
+    /// Somebody tells the node that it was declared down.
+    fn declare_down(node: &mut Membership, now: Instant) {
+        let header = Header {
+            src: identity(3),
+            src_incarnation: 0,
+            dst: node.identity().clone(),
+            message: Message::TurnUndead,
+        };
+        let undead = Payload { header, updates: Vec::new() }.emit().unwrap();
+        let undead = envelope::emit(Kind::Gossip, &node.config.cluster, &undead);
+        let before = node.identity().generation;
+        node.handle_datagram(now, identity(3).addr, &undead).unwrap();
+        assert!(node.identity().generation > before);
+    }
+
+    #[test]
+    fn who_has_another_generation_tells_all_again() {
+        let now = start();
+        let mut node = newcomer(now, 100, None);
+        let wait = Duration::from_secs(30);
+        run(&mut node, now, wait, true);
+        assert!(node.telling.is_none());
+        let all: BTreeSet<_> = (2..103).map(|number| identity(number).addr).collect();
+
+        declare_down(&mut node, now + wait);
+        let (sent, told) = run(&mut node, now + wait, GOSSIP_AND_A_ROUND, true);
+
+        assert!(sent.is_superset(&all));
+        assert!(told.len() > 50, "{}", told.len());
+    }
+
+    #[test]
+    fn who_has_moved_tells_all_at_once_and_of_its_next_generation_too() {
+        let now = start();
+        let mut node = newcomer(now, 100, None);
+        let (moved, moment) = (identity(200), Duration::from_millis(50));
+        node.change_address(now, moved.addr, moved.vtep, moved.listen).unwrap();
+        let (_, told) = run(&mut node, now, moment, false);
+        assert_eq!(told.len(), 101);
+
+        declare_down(&mut node, now + moment);
+        let (_, told) = run(&mut node, now + moment, moment, false);
+        assert_eq!(told.len(), 101);
+
+        let (_, told) = run(&mut node, now + 2 * moment, Duration::from_mins(1), true);
+        assert_eq!(told.len(), 101, "who answered is told again");
+        assert!(node.telling.is_none());
+    }
+
+    #[test]
+    fn a_round_takes_five_seconds_at_most() {
+        for members in [1_usize, 449, 1000, 4096] {
+            let batches = u32::try_from(members.div_ceil(few_of(members))).unwrap();
+            assert!(batches * PAUSE.0 <= Duration::from_secs(5), "{members}");
+        }
     }
 
     #[test]
