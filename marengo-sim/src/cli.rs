@@ -7,6 +7,8 @@ mod seeds;
 
 use std::process::ExitCode;
 
+use clap::builder::RangedI64ValueParser;
+
 /// Whole clusters on a virtual clock: the real membership and converge code, everything else
 /// simulated. One seed decides all that happens in a run.
 #[derive(clap::Parser, Debug)]
@@ -33,4 +35,10 @@ impl Cli {
             None => self.seeds.run(),
         }
     }
+}
+
+/// How many machines a run may have: the first two are those that all join, and nobody remembers more
+/// than 4,096.
+fn machines() -> RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(2..=4096)
 }

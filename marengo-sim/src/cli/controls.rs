@@ -11,7 +11,7 @@ use super::attempt::{attempt, keep_what_panics_say};
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// How many seeds each gets.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first of them.
     #[arg(long, default_value_t = 1)]

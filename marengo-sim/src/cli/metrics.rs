@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroUsize,
     process::ExitCode,
     sync::{
         atomic::{AtomicUsize, Ordering},
@@ -11,20 +12,23 @@ use std::{
     time::Duration,
 };
 
+use clap::value_parser;
 use marengo_sim::{
     measure::{self, Defaults, Figures, PlainWorld, Scale},
     secs,
 };
+
+use super::machines;
 
 /// Print how soon a crash is known, false downs, how soon a split heals and bytes per second, for
 /// Marengo's membership and for foca with its own defaults. Fails if Marengo misses a goal.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Numbers of nodes.
-    #[arg(long, value_delimiter = ',', default_value = "5,50,200,1000")]
-    nodes: Vec<usize>,
+    #[arg(long, value_delimiter = ',', default_value = "5,50,200,1000", value_parser = machines())]
+    nodes: Vec<u16>,
     /// Shares of datagrams that are lost, in per cent.
-    #[arg(long, value_delimiter = ',', default_value = "0,5,20")]
+    #[arg(long, value_delimiter = ',', default_value = "0,5,20", value_parser = value_parser!(u32).range(..=100))]
     loss: Vec<u32>,
     /// Marengo alone.
     #[arg(long)]
@@ -37,7 +41,7 @@ pub(crate) struct Args {
     seed: u64,
     /// Threads; by default one for each processor.
     #[arg(long)]
-    jobs: Option<usize>,
+    jobs: Option<NonZeroUsize>,
 }
 
 /// Who is measured.
@@ -97,7 +101,8 @@ impl Args {
         let all = [Who::Marengo, Who::Plain(Defaults::Lan), Who::Plain(Defaults::Wan)];
         let who = if self.only_marengo { &all[..1] } else { &all[..] };
         let row = |nodes, loss| who.iter().map(move |&who| Row { nodes, loss, who });
-        let of_nodes = |&nodes| self.loss.iter().flat_map(move |&loss| row(nodes, loss));
+        let of_nodes =
+            |&nodes| self.loss.iter().flat_map(move |&loss| row(usize::from(nodes), loss));
         self.nodes.iter().flat_map(of_nodes).collect()
     }
 
@@ -106,9 +111,9 @@ impl Args {
     fn print_rows(&self, rows: &[Row]) -> Vec<String> {
         let next = AtomicUsize::new(0);
         let (done, finished) = mpsc::channel();
-        let available = thread::available_parallelism().map_or(1, usize::from);
+        let available = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         thread::scope(|scope| {
-            for _ in 0..self.jobs.unwrap_or(available).max(1) {
+            for _ in 0..self.jobs.unwrap_or(available).get() {
                 let (done, next) = (done.clone(), &next);
                 scope.spawn(move || {
                     loop {

@@ -1,6 +1,7 @@
 //! Without a subcommand: accidents at random, one cluster a seed.
 
 use std::{
+    num::NonZeroUsize,
     process::ExitCode,
     sync::{
         Mutex,
@@ -10,10 +11,14 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use clap::value_parser;
 use marengo_core::control::Control;
 use marengo_sim::chaos::{Report, Settings};
 
-use super::attempt::{attempt, keep_what_panics_say};
+use super::{
+    attempt::{attempt, keep_what_panics_say},
+    machines,
+};
 
 /// Clusters in trouble, each decided by its seed, until one breaks a promise.
 #[derive(clap::Args, Debug)]
@@ -22,14 +27,14 @@ pub(crate) struct Args {
     #[arg(long)]
     seed: Option<u64>,
     /// How many seeds.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 300, value_parser = value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first of them; by default another one each time.
     #[arg(long)]
     from: Option<u64>,
     /// Machines; by default the seed decides.
-    #[arg(long)]
-    nodes: Option<usize>,
+    #[arg(long, value_parser = machines())]
+    nodes: Option<u16>,
     /// A mechanism that all nodes do without, to see what breaks.
     #[arg(long, value_delimiter = ',')]
     without: Vec<Control>,
@@ -41,7 +46,7 @@ pub(crate) struct Args {
     keep_going: bool,
     /// Threads; by default one for each processor.
     #[arg(long)]
-    jobs: Option<usize>,
+    jobs: Option<NonZeroUsize>,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +66,7 @@ impl Args {
     pub(crate) fn run(self) -> ExitCode {
         keep_what_panics_say();
         let settings = Settings {
-            nodes: self.nodes,
+            nodes: self.nodes.map(usize::from),
             trace: self.verbose,
             without: self.without.iter().copied().collect(),
         };
@@ -78,9 +83,9 @@ impl Args {
 
     fn run_all(&self, from: u64, count: u64, settings: &Settings) -> Sum {
         let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
-        let available = thread::available_parallelism().map_or(1, usize::from);
+        let available = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         thread::scope(|scope| {
-            for _ in 0..self.jobs.unwrap_or(available).max(1) {
+            for _ in 0..self.jobs.unwrap_or(available).get() {
                 scope.spawn(|| {
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
