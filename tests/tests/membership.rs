@@ -7,7 +7,7 @@ use std::{
 };
 
 use marengo_tests::{
-    Mesh, bpf::Maps, http, packet::Encapsulated, require_root, requirements, stream::stream,
+    Mesh, bpf::Maps, exec, http, packet::Encapsulated, require_root, requirements, stream::stream,
     view::View, wait,
 };
 
@@ -20,9 +20,12 @@ fn seed_is_joined_by_any_of_its_addresses_and_by_names_that_change() {
     let second = "198.51.100.1";
     seed.namespace.ip(&format!("addr add {second}/32 dev lo"));
     mesh.router.ip(&format!("route add {second}/32 via {}", seed.underlay()));
-    let hosts = seed.folder().join("hosts");
+    // The whole folder: a bare machine has no /etc/hosts that another one could be put upon.
+    let etc = seed.folder().join("etc");
+    exec::capture(exec::command("cp").arg("-a").arg("/etc").arg(&etc));
+    let hosts = etc.join("hosts");
     fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
-    let bind = format!("mount --bind {} /etc/hosts && exec \"$0\" \"$@\"", hosts.display());
+    let bind = format!("mount --bind {} /etc && exec \"$0\" \"$@\"", etc.display());
     let own_hosts = ["unshare", "--mount", "sh", "-c", &bind];
 
     seed.start(&[]);
