@@ -201,10 +201,10 @@ fn missed_false_downs(figures: &Figures) -> Option<String> {
 /// The longest that anything is waited for.
 const PATIENCE: Duration = Duration::from_mins(4);
 
-/// From so many nodes on, each second takes seconds to compute.
+/// With more nodes than that, each second takes seconds to compute.
 const LARGE: usize = 400;
 
-/// The longest that is waited with more nodes: for a crash to be known, and until all know all.
+/// The longest that is waited then: for a crash to be known, and until all know all.
 const LARGE_PATIENCE: (Duration, Duration) = (secs(120), secs(60));
 
 /// Fewer events in larger clusters: there each of them is seen by more nodes.
