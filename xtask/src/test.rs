@@ -190,6 +190,7 @@ impl Run {
         if targets.is_empty() {
             bail!("no test target of the tier {} under tests/tests", tier.name());
         }
+        let began = Instant::now();
         let mut failed = Ok(None);
         for (targets, threads) in longer.groups(targets) {
             let mut test = workspace::cargo();
@@ -203,6 +204,7 @@ impl Run {
             }
             let mut args = vec![threads];
             args.extend(longer.args());
+            let limit = limit.saturating_sub(began.elapsed());
             let result = self.cargo_test(&mut test, &args, limit);
             stop::check()?;
             failed = failed.and(result);
