@@ -220,6 +220,7 @@ impl Membership {
         info!(%generation, "others know a later start of this node; going above it");
         self.renewals.record(now);
         self.change_identity(now, self.identity.with_generation(generation), via);
+        self.tell_beginning(now);
     }
 
     /// Becomes another identity.
@@ -232,7 +233,6 @@ impl Membership {
         self.identity = identity;
         self.identity_changed = true;
         self.timers.clear();
-        self.tell_beginning(now);
         note(self.foca.change_identity(self.identity.clone(), &mut self.outbox));
         self.reconnect(now, via);
     }

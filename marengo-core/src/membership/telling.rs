@@ -21,7 +21,7 @@ use crate::{
 /// The first and the last pause between two rounds.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// After so many rounds, which take a quarter of a minute, whoever has not answered is left to gossip.
+/// After so many rounds, a quarter of a minute or more, whoever has not answered is left to gossip.
 const ROUNDS: u32 = 17;
 
 /// The time that gossip gets before, or up to half as much again.
@@ -242,35 +242,43 @@ mod tests {
         assert_eq!(told, []);
     }
 
+    /// Somebody sends a message to the node as it holds it for. The node has a later generation then.
+    fn raise(node: &mut Membership, now: Instant, held_for: Identity, message: Message<Identity>) {
+        let header = Header { src: identity(3), src_incarnation: 0, dst: held_for, message };
+        let payload = Payload { header, updates: Vec::new() }.emit().unwrap();
+        let datagram = envelope::emit(Kind::Gossip, &node.config.cluster, &payload);
+        let before = node.identity().generation;
+        node.handle_datagram(now, identity(3).addr, &datagram).unwrap();
+        assert!(node.identity().generation > before);
+    }
+
     /// Somebody tells the node that it was declared down.
     fn declare_down(node: &mut Membership, now: Instant) {
-        let header = Header {
-            src: identity(3),
-            src_incarnation: 0,
-            dst: node.identity().clone(),
-            message: Message::TurnUndead,
-        };
-        let undead = Payload { header, updates: Vec::new() }.emit().unwrap();
-        let undead = envelope::emit(Kind::Gossip, &node.config.cluster, &undead);
-        let before = node.identity().generation;
-        node.handle_datagram(now, identity(3).addr, &undead).unwrap();
-        assert!(node.identity().generation > before);
+        raise(node, now, node.identity().clone(), Message::TurnUndead);
+    }
+
+    /// Somebody knows a later start of the node.
+    fn know_later_start(node: &mut Membership, now: Instant) {
+        let generation = node.identity().generation.next();
+        raise(node, now, node.identity().with_generation(generation), Message::Ping(1));
     }
 
     #[test]
     fn who_has_another_generation_tells_all_again() {
         let now = start();
-        let mut node = newcomer(now, 100, None);
         let wait = Duration::from_secs(30);
-        run(&mut node, now, wait, true);
-        assert!(node.telling.is_none());
         let all: BTreeSet<_> = (2..103).map(|number| identity(number).addr).collect();
+        for change in [declare_down, know_later_start] {
+            let mut node = newcomer(now, 100, None);
+            run(&mut node, now, wait, true);
+            assert!(node.telling.is_none());
 
-        declare_down(&mut node, now + wait);
-        let (sent, told) = run(&mut node, now + wait, GOSSIP_AND_A_ROUND, true);
+            change(&mut node, now + wait);
+            let (sent, told) = run(&mut node, now + wait, GOSSIP_AND_A_ROUND, true);
 
-        assert!(sent.is_superset(&all));
-        assert!(told.len() > 50, "{}", told.len());
+            assert!(sent.is_superset(&all));
+            assert!(told.len() > 50, "{}", told.len());
+        }
     }
 
     #[test]
